@@ -1,0 +1,1 @@
+"""A graph-rewriting compiler that takes trained PyTorch models to their targets."""
