@@ -1,0 +1,1 @@
+"""The traced graph: its record, its nodes, its text."""
