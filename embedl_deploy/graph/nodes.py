@@ -1,0 +1,134 @@
+"""Questions about one node of an fx graph; none of them changes anything."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import SymInt, Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.fx import GraphModule, Node
+from torch.fx.node import Argument
+
+Target = type[nn.Module] | OpOverload | OpOverloadPacket | Callable[..., object]
+"""What a node may run: a module class, an ATen overload, all overloads of an op, a function."""
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+_TORCH_ROOT = str(Path(torch.__file__).parent)
+
+
+def graph_module_of(node: Node) -> GraphModule:
+    """Returns the module that owns the graph of ``node``."""
+    owner = node.graph.owning_module
+    if owner is None:
+        raise ValueError(f"node %{node.name} belongs to a graph that no GraphModule owns")
+    return owner
+
+
+def module_at(graph_module: nn.Module, path: str) -> nn.Module | None:
+    """Returns the submodule at ``path``, or None where there is none."""
+    module: nn.Module | None = graph_module
+    for name in path.split("."):
+        if module is None:
+            return None
+        module = module._modules.get(name)
+    return module
+
+
+def module_of(node: Node) -> nn.Module | None:
+    """Returns the module that a ``call_module`` node runs, None for any other node."""
+    if node.op != "call_module":
+        return None
+    return module_at(graph_module_of(node), str(node.target))
+
+
+def parts_of(module: nn.Module) -> tuple[nn.Module, ...]:
+    """Returns the modules that a fused module holds by reference, () for any other module."""
+    parts: object = getattr(module, "parts", ())
+    return parts if isinstance(parts, tuple) else ()
+
+
+def is_call(node: Node, target: Target) -> bool:
+    """Tells whether ``node`` runs ``target``; a module class admits its subclasses."""
+    if isinstance(target, type) and issubclass(target, nn.Module):
+        return isinstance(module_of(node), target)
+    if node.op != "call_function":
+        return False
+    if isinstance(target, OpOverloadPacket):
+        return isinstance(node.target, OpOverload) and node.target.overloadpacket is target
+    return node.target is target
+
+
+def value_of(node: Node) -> object:
+    """Returns the recorded (fake) value of ``node``, None where tracing recorded none."""
+    return node.meta.get("val")
+
+
+def shape_of(node: Node) -> tuple[int | SymInt, ...] | None:
+    """Returns the shape of the tensor that ``node`` yields, None if it yields no single tensor."""
+    value = value_of(node)
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def dtype_of(node: Node) -> torch.dtype | None:
+    """Returns the dtype of the tensor that ``node`` yields, None if it yields no single tensor."""
+    value = value_of(node)
+    return value.dtype if isinstance(value, Tensor) else None
+
+
+def source_line(node: Node) -> str | None:
+    """Returns ``file:line`` of the user's code that made ``node``: the innermost outside torch."""
+    trace = node.meta.get("stack_trace")
+    if not isinstance(trace, str):
+        return None
+    frames = [(found["file"], found["line"]) for found in _FRAME.finditer(trace)]
+    own = [frame for frame in frames if not frame[0].startswith(_TORCH_ROOT)]
+    if not frames:
+        return None
+    file, line = (own or frames)[-1]
+    return f"{file}:{line}"
+
+
+def module_path(node: Node) -> str:
+    """Returns the path of the user's module in which ``node`` was made, "" for the root."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack")
+    if not isinstance(stack, dict) or not stack:
+        return ""
+    path, _ = list(stack.values())[-1]
+    return re.sub(r"^L\['self'\]\.?", "", str(path))
+
+
+def input_nodes(argument: Argument) -> Iterator[Node]:
+    """Yields the nodes inside an argument, nested lists and dicts included, in order."""
+    if isinstance(argument, Node):
+        yield argument
+    elif isinstance(argument, (list, tuple)):
+        for item in argument:
+            yield from input_nodes(item)
+    elif isinstance(argument, dict):
+        for item in argument.values():
+            yield from input_nodes(item)
+    elif isinstance(argument, slice):
+        yield from input_nodes((argument.start, argument.stop, argument.step))
+
+
+def bound_arguments(node: Node) -> dict[str, Argument]:
+    """Returns the arguments of an ATen call by their schema names, defaults filled in.
+
+    So positional, keyword and left-out spellings of one call give the same dictionary. For any
+    other node the positions ("0", "1", …) and the keywords themselves are the names.
+    """
+    if not isinstance(node.target, OpOverload):
+        positional: dict[str, Argument] = {str(i): value for i, value in enumerate(node.args)}
+        return {**positional, **node.kwargs}
+    bound: dict[str, Argument] = {}
+    for position, parameter in enumerate(node.target._schema.arguments):
+        if position < len(node.args) and not parameter.kwarg_only:
+            bound[parameter.name] = node.args[position]
+        elif parameter.name in node.kwargs:
+            bound[parameter.name] = node.kwargs[parameter.name]
+        elif parameter.has_default_value():
+            bound[parameter.name] = parameter.default_value
+    return bound

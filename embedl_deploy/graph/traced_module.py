@@ -1,0 +1,160 @@
+"""The GraphModule that every stage returns, and copies of it that share tensors."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Self
+
+from torch import nn
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import PythonCode
+
+
+class TracedModule(GraphModule):
+    """A GraphModule that keeps what its graph does not call.
+
+    Beyond ``torch.fx.GraphModule`` it
+
+    - keeps parameters and modules that no node reads when it is copied: fused modules hold
+      their parts by reference, and the parts live under their own names;
+    - owns its parameters before it trains: ``train()`` first replaces parameters shared with
+      the user's model by copies, so that no optimizer reaches that model;
+    - can put off writing its Python code while it is rewritten.
+    """
+
+    deferred = False
+    """Whether ``recompile`` waits for ``finish``; writing code takes longer than rewriting."""
+
+    def __init__(self, *, deferred: bool = False) -> None:
+        self.__dict__["deferred"] = deferred
+        super().__init__(nn.Module(), Graph(), class_name="GraphModule")
+        self.shares_parameters = False
+
+    def recompile(self) -> PythonCode:
+        if self.deferred:
+            return PythonCode("", {}, {}, None)
+        return super().recompile()
+
+    def finish(self) -> Self:
+        """Writes the Python code that was put off; returns the module itself."""
+        self.deferred = False
+        self.recompile()
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        if mode and self.shares_parameters:
+            own_tensors(self)
+        return super().train(mode)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "TracedModule":
+        result = TracedModule(deferred=True)
+        memo[id(self)] = result
+        for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            result.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
+        result.shares_parameters = False
+        _take_over(self, result, copy_graph(self.graph))
+        return result if self.deferred else result.finish()
+
+
+def structural_copy(
+    source: GraphModule, *, deferred: bool = False, node_map: dict[Node, Node] | None = None
+) -> TracedModule:
+    """Returns a copy whose nodes and containers are its own and whose leaves are shared.
+
+    Rewriting the copy (erasing nodes, registering modules) leaves the source as it was.
+    Parameters, buffers and leaf modules are the very objects of the source.
+
+    Args:
+        source: What to copy.
+        deferred: Whether to put off writing Python code, see ``TracedModule.finish``.
+        node_map: If given, receives the new node of each old one.
+    """
+    result = TracedModule(deferred=True)
+    copy_tree(source, result)
+    result.shares_parameters = True
+    _take_over(source, result, copy_graph(source.graph, node_map))
+    return result if deferred else result.finish()
+
+
+def copy_graph(graph: Graph, node_map: dict[Node, Node] | None = None) -> Graph:
+    """Returns a copy of ``graph`` with equal names, metadata and input and output structure."""
+    result = Graph(tracer_cls=graph._tracer_cls)
+    mapped: dict[Node, Node] = {} if node_map is None else node_map
+    for node in graph.nodes:
+        mapped[node] = result.node_copy(node, mapped.__getitem__)
+    result.set_codegen(copy.copy(graph._codegen))
+    return result
+
+
+def copy_tree(source: nn.Module, target: nn.Module) -> None:
+    """Registers in ``target`` all of ``source``: containers copied, everything else shared."""
+    _copy_level(source, target, {})
+
+
+def is_container(module: nn.Module) -> bool:
+    """Tells whether a module only holds others, as the tracer builds them."""
+    return type(module) is nn.Module
+
+
+def own_tensors(graph_module: TracedModule) -> None:
+    """Replaces every parameter and buffer by a copy; modules and ties stay as they were.
+
+    Leaf modules are copied too, since they may be shared with the module this one came from.
+    """
+    memo: dict[int, object] = {}
+    for name in ("_parameters", "_buffers", "_modules"):
+        graph_module.__dict__[name] = copy.deepcopy(graph_module.__dict__[name], memo)
+    graph_module.shares_parameters = False
+
+
+def container_at(root: nn.Module, path: str) -> nn.Module:
+    """Returns the module at ``path``, making the containers on the way that do not exist."""
+    module = root
+    for name in filter(None, path.split(".")):
+        child = module._modules.get(name)
+        if child is None:
+            child = nn.Module()
+            child.training = root.training
+            module._modules[name] = child
+        module = child
+    return module
+
+
+def _take_over(source: GraphModule, result: TracedModule, graph: Graph) -> None:
+    result.graph = graph
+    result.meta = _copy_meta(source.meta)
+    result.training = source.training
+    _copy_hooks(source, result)
+
+
+def _copy_meta(meta: Mapping[str, object]) -> dict[str, object]:
+    return {key: copy.copy(value) for key, value in meta.items()}
+
+
+def _copy_level(source: nn.Module, target: nn.Module, containers: dict[int, nn.Module]) -> None:
+    target._parameters.update(source._parameters)
+    target._buffers.update(source._buffers)
+    target._non_persistent_buffers_set.update(source._non_persistent_buffers_set)
+    for name, child in source._modules.items():
+        target._modules[name] = None if child is None else _copy_child(child, containers)
+
+
+def _copy_child(child: nn.Module, containers: dict[int, nn.Module]) -> nn.Module:
+    if not is_container(child):
+        return child
+    known = containers.get(id(child))
+    if known is None:
+        known = containers[id(child)] = nn.Module()
+        known.training = child.training
+        _copy_level(child, known, containers)
+        _copy_hooks(child, known)
+    return known
+
+
+def _copy_hooks(source: nn.Module, target: nn.Module) -> None:
+    names: Iterable[str] = (
+        "_state_dict_hooks",
+        "_load_state_dict_pre_hooks",
+        "_load_state_dict_post_hooks",
+    )
+    for name in names:
+        target.__dict__[name].update(source.__dict__[name])
