@@ -1,0 +1,1 @@
+"""Turns records into text and tables; decides nothing."""

@@ -1,0 +1,1 @@
+"""Measures models, and chooses what runs them."""
