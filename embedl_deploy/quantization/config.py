@@ -1,0 +1,110 @@
+"""What a user asks of quantization, as frozen data."""
+
+from dataclasses import dataclass, field
+
+from embedl_deploy.quantization.precision import CalibrationMethod, Precision
+from embedl_deploy.quantization.skipping import ModulesToSkip
+
+_HISTOGRAM_METHODS = (
+    CalibrationMethod.HISTOGRAM,
+    CalibrationMethod.PERCENTILE,
+    CalibrationMethod.ENTROPY,
+)
+
+
+@dataclass(frozen=True)
+class TensorQuantConfig:
+    """How one kind of tensor is rounded."""
+
+    precision: Precision = Precision.INT8
+    symmetric: bool = True
+    """Zero point in the middle of the range, so that zero costs nothing in the kernel."""
+
+    per_channel: bool = False
+    """One scale per output channel (weights) instead of one for the tensor."""
+
+    calibration_method: CalibrationMethod = CalibrationMethod.MINMAX
+
+    percentile: float = 99.99
+    """Share of the values inside the range, in percent. Read by PERCENTILE only."""
+
+    def __post_init__(self) -> None:
+        if not 50.0 < self.percentile <= 100.0:
+            raise ValueError(
+                f"percentile must lie in (50, 100], got {self.percentile}: it is the share "
+                "of the values that the range keeps"
+            )
+        if self.precision.is_float and not self.symmetric:
+            raise ValueError(
+                f"{self.precision.name} has no zero point, got symmetric=False: pass symmetric=True"
+            )
+        if self.per_channel and self.calibration_method in _HISTOGRAM_METHODS:
+            raise ValueError(
+                f"{self.calibration_method.name} keeps one histogram per tensor, got "
+                "per_channel=True: use MINMAX, MOVING_AVERAGE_MINMAX or MSE"
+            )
+
+    @property
+    def quant_min(self) -> int | float:
+        """Returns the lowest value the precision stores."""
+        return self.precision.format.lowest
+
+    @property
+    def quant_max(self) -> int | float:
+        """Returns the highest value the precision stores."""
+        return self.precision.format.highest
+
+    def __str__(self) -> str:
+        kind = "symmetric" if self.symmetric else "asymmetric"
+        granularity = "per channel" if self.per_channel else "per tensor"
+        return f"{self.precision.value} {kind} {granularity} {self.calibration_method.value}"
+
+
+@dataclass(frozen=True)
+class SmoothQuantConfig:
+    """How outliers move from activations into weights before quantization."""
+
+    strength: float = 0.5
+    """Share of the difficulty to move, from 0 (none) to 1 (all)."""
+
+    search: bool = True
+    """Tries strengths per group, keeps the one with the least error, or none where all hurt."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.strength <= 1.0:
+            raise ValueError(f"strength must lie in [0, 1], got {self.strength}")
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """Everything ``quantize`` is told about precision."""
+
+    activation: TensorQuantConfig | None = field(
+        default_factory=lambda: TensorQuantConfig(
+            symmetric=False, calibration_method=CalibrationMethod.HISTOGRAM
+        )
+    )
+    """``None`` leaves activations in float (weight-only quantization)."""
+
+    weight: TensorQuantConfig | None = field(
+        default_factory=lambda: TensorQuantConfig(per_channel=True)
+    )
+    """``None`` leaves weights in float."""
+
+    skip: ModulesToSkip = field(default_factory=ModulesToSkip)
+    smooth: SmoothQuantConfig | None = None
+    """``None`` leaves outliers where they are."""
+
+    def __post_init__(self) -> None:
+        if self.activation is not None and self.activation.per_channel:
+            raise ValueError(
+                "activations take one scale per tensor, got per_channel=True: no kernel "
+                "sums over channels that have different scales"
+            )
+        if self.weight is not None and not self.weight.symmetric:
+            raise ValueError(
+                "weights must be symmetric, got symmetric=False: kernels take a zero point "
+                "on the activation only"
+            )
+        if self.activation is None and self.weight is None:
+            raise ValueError("nothing to quantize: activation and weight are both None")

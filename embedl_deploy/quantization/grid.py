@@ -1,0 +1,61 @@
+"""The codes a quantized tensor may take."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from embedl_deploy.quantization.config import TensorQuantConfig
+
+
+@dataclass(frozen=True)
+class QuantGrid:
+    """The integers (or float8 values) from ``quant_min`` to ``quant_max``, stored in ``dtype``."""
+
+    quant_min: int | float
+    quant_max: int | float
+    dtype: torch.dtype
+    symmetric: bool
+
+    @classmethod
+    def of(cls, config: TensorQuantConfig, dtype: torch.dtype | None = None) -> "QuantGrid":
+        """Returns the grid that ``config`` asks for.
+
+        Args:
+            config: Precision and symmetry.
+            dtype: The storage a target insists on. ``torch.uint8`` shifts int8 codes by 128,
+                which changes the codes and none of the values they stand for.
+        """
+        low, high = config.quant_min, config.quant_max
+        if dtype is torch.uint8 and not config.precision.is_float:
+            return cls(0, int(high - low), torch.uint8, config.symmetric)
+        return cls(low, high, config.precision.format.dtype, config.symmetric)
+
+    @property
+    def is_float(self) -> bool:
+        """Tells whether the codes are float8 values."""
+        return self.dtype.is_floating_point
+
+    @property
+    def middle(self) -> int:
+        """Returns the code that stands for zero in a symmetric range."""
+        if self.is_float:
+            return 0
+        return int(self.quant_max + self.quant_min + 1) // 2
+
+    @property
+    def positive_codes(self) -> float:
+        """Returns the code of the largest magnitude, counted from the middle."""
+        return self.quant_max - self.middle
+
+    @property
+    def levels(self) -> int:
+        """Returns how many codes there are."""
+        return 256 if self.is_float else int(self.quant_max - self.quant_min) + 1
+
+    def codes(self) -> Tensor:
+        """Returns every code in rising order, float64, shape (levels,) or less for float8."""
+        if not self.is_float:
+            return torch.arange(self.quant_min, self.quant_max + 1, dtype=torch.float64)
+        stored = torch.arange(256, dtype=torch.int16).to(torch.uint8).view(self.dtype).double()
+        return torch.unique(stored[torch.isfinite(stored)])

@@ -1,0 +1,68 @@
+"""The number formats tensors can be rounded to, and the ways to choose their range."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """What one precision can represent."""
+
+    bits: int
+    lowest: float
+    highest: float
+    dtype: torch.dtype
+    """The torch dtype that stores it. int4 is stored in int8, one value a byte."""
+
+
+class Precision(Enum):
+    """A number format for quantized tensors."""
+
+    INT4 = "int4"
+    INT8 = "int8"
+    INT16 = "int16"
+    FP8_E4M3 = "fp8_e4m3"
+    FP8_E5M2 = "fp8_e5m2"
+
+    @property
+    def format(self) -> NumberFormat:
+        """Returns the range, width and storage of this precision."""
+        return _FORMATS[self]
+
+    @property
+    def is_float(self) -> bool:
+        """Tells whether the steps between neighbouring values grow with the value."""
+        return self.format.dtype.is_floating_point
+
+
+class CalibrationMethod(Enum):
+    """How a range is chosen from the values that calibration saw."""
+
+    MINMAX = "minmax"
+    """The smallest and the largest value seen. Nothing is clipped; one outlier sets the step."""
+
+    MOVING_AVERAGE_MINMAX = "moving_average_minmax"
+    """An exponential average of each batch's extremes. Depends on the order of the batches."""
+
+    HISTOGRAM = "histogram"
+    """The range with the least squared error if values were uniform inside each step."""
+
+    PERCENTILE = "percentile"
+    """Cuts a fixed share of the values off each tail."""
+
+    ENTROPY = "entropy"
+    """The range that moves the distribution least, as Kullback and Leibler measure it."""
+
+    MSE = "mse"
+    """The range with the least squared error, rounding every bin of the histogram for real."""
+
+
+_FORMATS = {
+    Precision.INT4: NumberFormat(4, -8, 7, torch.int8),
+    Precision.INT8: NumberFormat(8, -128, 127, torch.int8),
+    Precision.INT16: NumberFormat(16, -32768, 32767, torch.int16),
+    Precision.FP8_E4M3: NumberFormat(8, -448.0, 448.0, torch.float8_e4m3fn),
+    Precision.FP8_E5M2: NumberFormat(8, -57344.0, 57344.0, torch.float8_e5m2),
+}

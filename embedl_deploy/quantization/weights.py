@@ -1,0 +1,91 @@
+"""The quantizer of one weight: a child of the fused module that owns the weight."""
+
+import torch
+from torch import Tensor, nn
+
+from embedl_deploy.errors import QuantizationError
+from embedl_deploy.quantization.config import TensorQuantConfig
+from embedl_deploy.quantization.fake_quantize import (
+    fake_quantize,
+    fake_quantize_per_channel,
+    quantize_codes,
+)
+from embedl_deploy.quantization.grid import QuantGrid
+from embedl_deploy.quantization.precision import CalibrationMethod
+from embedl_deploy.quantization.scales import symmetric_scale
+from embedl_deploy.quantization.weight_range import searched_peaks
+
+_SEARCHED = (CalibrationMethod.MSE, CalibrationMethod.HISTOGRAM)
+
+
+class WeightFakeQuantize(nn.Module):
+    """Rounds a weight to its codes and back.
+
+    Until ``freeze`` the scale is computed from the weight at each forward, so that it follows a
+    weight in training; from then on it is a constant of the model. Zeros stay zero either way.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(
+        self, config: TensorQuantConfig, shape: torch.Size, axis: int = 0, site: str = ""
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = QuantGrid.of(config)
+        self.axis = axis if config.per_channel else None
+        self.site = site
+        self.quantizing = True
+        self.frozen = False
+        channels = () if self.axis is None else (shape[self.axis],)
+        self.register_buffer("scale", torch.ones(channels))
+        self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Returns the weight that the codes of ``weight`` stand for."""
+        if not self.quantizing:
+            return weight
+        scale = self.scale if self.frozen else self.scale_of(weight)
+        if self.axis is None:
+            return fake_quantize(weight, scale, self.zero_point, self.grid)
+        return fake_quantize_per_channel(weight, scale, self.zero_point, self.axis, self.grid)
+
+    def scale_of(self, weight: Tensor) -> Tensor:
+        """Returns the scale that fits ``weight``, of the shape of the ``scale`` buffer."""
+        peaks = _peaks(weight.detach(), self.axis)
+        if self.config.calibration_method in _SEARCHED:
+            peaks = searched_peaks(weight.detach(), peaks, self.axis, self.grid)
+        return symmetric_scale(peaks, self.grid)
+
+    def freeze(self, weight: Tensor) -> None:
+        """Fixes the scale to the one that fits ``weight``.
+
+        Raises:
+            QuantizationError: The weight has NaN or infinite values.
+        """
+        if not bool(torch.isfinite(weight).all()):
+            raise QuantizationError(
+                f"{self.site}: the weight has NaN or infinite values, no scale represents it"
+            )
+        self.scale.copy_(self.scale_of(weight))
+        self.frozen = True
+
+    def codes_of(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the codes of ``weight`` in the storage dtype, and the scale they go with."""
+        scale = self.scale if self.frozen else self.scale_of(weight)
+        codes = quantize_codes(weight.detach(), scale, self.zero_point, self.axis, self.grid)
+        return codes, scale.detach().clone()
+
+    def extra_repr(self) -> str:
+        """Says the format, the channels and whether the scale is fixed."""
+        channels = "" if self.axis is None else f", {self.scale.numel()} channels, axis={self.axis}"
+        return f"{self.config}{channels}{', frozen' if self.frozen else ''}"
+
+
+def _peaks(weight: Tensor, axis: int | None) -> Tensor:
+    magnitudes = (weight if weight.dtype == torch.float32 else weight.float()).abs()
+    if axis is None:
+        return magnitudes.amax()
+    others = [dimension for dimension in range(weight.dim()) if dimension != axis]
+    return magnitudes.amax(others) if others else magnitudes
