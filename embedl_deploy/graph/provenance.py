@@ -1,0 +1,89 @@
+"""Which rule made a node, from which nodes, from which line of the user's model."""
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from embedl_deploy.graph.nodes import source_line
+from embedl_deploy.graph.text import label
+
+_KEY = "rewrites"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A node as it was when a rewrite consumed it."""
+
+    name: str
+    """Name of the node."""
+
+    label: str
+    """What it ran."""
+
+    source: str | None
+    """``file:line`` of the user's code that made it, None if tracing did not record it."""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One application of a pattern."""
+
+    pattern: str
+    """Kebab-case name of the pattern."""
+
+    stage: str
+    """The stage in which it ran."""
+
+    consumed: tuple[Origin, ...]
+    """What it replaced, in graph order."""
+
+
+@dataclass(frozen=True)
+class Blame:
+    """The history of one node; ``str()`` of it is what a person wants to read."""
+
+    node: str
+    """Name of the node."""
+
+    label: str
+    """What it runs."""
+
+    source: str | None
+    """``file:line`` of the user's code that it stands for."""
+
+    rewrites: tuple[Rewrite, ...]
+    """The rewrites that led to it, oldest first; () for a node that tracing made."""
+
+    def __str__(self) -> str:
+        lines = [f"%{self.node} = {self.label}"]
+        if not self.rewrites:
+            lines.append(f"  traced from {self.source or 'an unknown line'}")
+        for rewrite in reversed(self.rewrites):
+            lines.append(f"  made by {rewrite.pattern} ({rewrite.stage}) from")
+            lines += [
+                f"    %{origin.name} = {origin.label}"
+                + (f"   # {origin.source}" if origin.source else "")
+                for origin in rewrite.consumed
+            ]
+        return "\n".join(lines)
+
+
+def blame(node: Node) -> Blame:
+    """Returns which rule made ``node``, from which nodes, from which line of the user's model."""
+    return Blame(node.name, label(node), source_line(node), rewrites_of(node))
+
+
+def rewrites_of(node: Node) -> tuple[Rewrite, ...]:
+    """Returns the rewrites recorded on ``node``, oldest first."""
+    return tuple(node.meta.get(_KEY, ()))
+
+
+def origin_of(node: Node) -> Origin:
+    """Returns a node's name, label and source line, to outlive the node."""
+    return Origin(node.name, label(node), source_line(node))
+
+
+def record_rewrite(made: Node, rewrite: Rewrite, consumed: tuple[Node, ...]) -> None:
+    """Notes on a new node the rewrite that made it, after those of the nodes it replaces."""
+    before = (past for node in consumed for past in rewrites_of(node))
+    made.meta[_KEY] = (*dict.fromkeys(before), rewrite)

@@ -1,0 +1,249 @@
+"""Trees made of trees: chains, forks, options, alternatives and runs."""
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import permutations
+
+from torch.fx import Node
+from torch.fx.node import Argument
+
+from embedl_deploy.errors import PatternError
+from embedl_deploy.graph.nodes import Target, input_nodes, is_call
+from embedl_deploy.rewriting.tree import (
+    Found,
+    Named,
+    Spec,
+    Step,
+    Tree,
+    as_tree,
+    scales_are_plain,
+)
+
+
+class Chain(Tree):
+    """Links that each read the one before; the root is the last link that is present.
+
+    Keywords name the links: ``Chain(conv=nn.Conv2d, norm=nn.BatchNorm2d, act=Maybe(nn.ReLU))``.
+    """
+
+    def __init__(self, *links: Spec, **named_links: Spec) -> None:
+        trees = [as_tree(link) for link in links]
+        trees += [_named(name, link) for name, link in named_links.items()]
+        if not trees:
+            raise PatternError("a Chain needs at least one link, got none: it could never match")
+        if all(_may_be_absent(tree) for tree in trees):
+            raise PatternError("every link of this Chain is optional: it would match nothing at all")
+        self.links = tuple(trees)
+
+    def anchors(self) -> tuple[Target, ...] | None:
+        targets: list[Target] = []
+        for link in reversed(self.links):
+            anchors = link.anchors()
+            if anchors is None:
+                return None
+            targets += anchors
+            if not _may_be_absent(link):
+                break
+        return tuple(targets)
+
+    def match(self, value: Argument, found: Found) -> Iterator[Step]:
+        yield from self._match_from(len(self.links) - 1, value, found)
+
+    def _match_from(self, last: int, value: Argument, found: Found) -> Iterator[Step]:
+        link = self.links[last]
+        for after, open_nodes in link.match(value, found):
+            if last == 0:
+                yield after, open_nodes
+            for node in open_nodes if last else ():
+                yield from self._match_from(last - 1, node, after)
+        if _may_be_absent(link) and last > 0:
+            yield from self._match_from(last - 1, value, found)
+
+
+class Fork(Tree):
+    """A node that joins several values, its operands in any order.
+
+    With fewer branches than operands, the operand left over is the link before the fork in a
+    chain: ``Chain(conv=nn.Conv2d, add=Fork(aten.add.Tensor, skip=Input()))``.
+    """
+
+    def __init__(self, join: Spec, *branches: Spec, **named_branches: Spec) -> None:
+        self.join = as_tree(join)
+        trees = [as_tree(branch) for branch in branches]
+        trees += [_named(name, branch) for name, branch in named_branches.items()]
+        if not trees:
+            raise PatternError("a Fork needs at least one branch, got none: use Op for one input")
+        self.branches = tuple(trees)
+
+    def anchors(self) -> tuple[Target, ...] | None:
+        return self.join.anchors()
+
+    def match(self, value: Argument, found: Found) -> Iterator[Step]:
+        if not isinstance(value, Node) or not scales_are_plain(value):
+            return
+        operands = tuple(read for item in value.args for read in input_nodes(item))
+        for after, _ in self.join.match(value, found):
+            for order in permutations(range(len(operands)), len(self.branches)):
+                chosen = [operands[position] for position in order]
+                rest = tuple(node for i, node in enumerate(operands) if i not in order)
+                yield from self._match_branches(chosen, rest, after)
+
+    def _match_branches(
+        self, operands: list[Node], rest: tuple[Node, ...], found: Found
+    ) -> Iterator[Step]:
+        steps: list[Step] = [(found, rest)]
+        for tree, operand in zip(self.branches, operands, strict=True):
+            steps = [
+                (after, open_nodes)
+                for before, open_nodes in steps
+                for after, _ in tree.match(operand, before)
+            ]
+        yield from steps
+
+
+class Maybe(Tree):
+    """A link that may be missing from a chain; present where it can be."""
+
+    def __init__(self, tree: Spec) -> None:
+        self.tree = as_tree(tree)
+
+    def anchors(self) -> tuple[Target, ...] | None:
+        return self.tree.anchors()
+
+    def match(self, value: Argument, found: Found) -> Iterator[Step]:
+        yield from self.tree.match(value, found)
+
+
+class OneOf(Tree):
+    """The first of several trees that fits."""
+
+    def __init__(self, *trees: Spec) -> None:
+        if not trees:
+            raise PatternError("OneOf needs at least one tree, got none: it could never match")
+        self.trees = tuple(as_tree(tree) for tree in trees)
+
+    def anchors(self) -> tuple[Target, ...] | None:
+        targets: list[Target] = []
+        for tree in self.trees:
+            anchors = tree.anchors()
+            if anchors is None:
+                return None
+            targets += anchors
+        return tuple(targets)
+
+    def match(self, value: Argument, found: Found) -> Iterator[Step]:
+        for tree in self.trees:
+            yield from tree.match(value, found)
+
+
+class Wildcard(Tree):
+    """A run of nodes, each reading the one before and each passing ``check``.
+
+    Args:
+        check: A target, a tuple of targets, or a condition on the node made with ``where``.
+            None admits any call.
+        quantifier: How many: ``"?"``, ``"*"``, ``"+"``, ``"{3}"`` or ``"{1,4}"``. Longest first.
+        where: A further condition on each node.
+    """
+
+    def __init__(
+        self,
+        check: Target | tuple[Target, ...] | None = None,
+        quantifier: str = "*",
+        where: Callable[[Node], bool] | None = None,
+    ) -> None:
+        self.targets = check if isinstance(check, tuple) or check is None else (check,)
+        self.where = where
+        self.least, self.most = _bounds(quantifier)
+
+    def anchors(self) -> tuple[Target, ...] | None:
+        return self.targets
+
+    def admits(self, node: Node) -> bool:
+        """Tells whether ``node`` may stand in the run."""
+        if node.op not in ("call_function", "call_module"):
+            return False
+        if self.targets is not None and not any(is_call(node, item) for item in self.targets):
+            return False
+        return self.where is None or self.where(node)
+
+    def match(self, value: Argument, found: Found) -> Iterator[Step]:
+        for run in self.runs(value, found):
+            after = found
+            for node in run:
+                after = after.consume(node)
+            yield after, _first_operand(run[-1])
+
+    def runs(self, value: Argument, found: Found) -> Iterator[tuple[Node, ...]]:
+        """Yields the runs of at least one node that end in ``value``, longest first."""
+        run: list[Node] = []
+        node = value
+        while isinstance(node, Node) and self.admits(node) and len(run) < self.most:
+            if node in found.nodes:
+                break
+            run.append(node)
+            before = _first_operand(node)
+            node = before[0] if before else None
+        for length in range(len(run), max(self.least, 1) - 1, -1):
+            yield tuple(run[:length])
+
+
+class _NamedRun(Tree):
+    """A wildcard whose nodes are captured under one name, in graph order."""
+
+    def __init__(self, name: str, wildcard: Wildcard) -> None:
+        self.name = name
+        self.wildcard = wildcard
+
+    def anchors(self) -> tuple[Target, ...] | None:
+        return self.wildcard.anchors()
+
+    def name_of(self) -> str | None:
+        return self.name
+
+    def match(self, value: Argument, found: Found) -> Iterator[Step]:
+        for run in self.wildcard.runs(value, found):
+            after: Found | None = found
+            for node in run:
+                after = after.consume(node)
+            after = after.capture(self.name, tuple(reversed(run)))
+            if after is not None:
+                yield after, _first_operand(run[-1])
+
+
+def _named(name: str, spec: Spec) -> Tree:
+    if isinstance(spec, Wildcard):
+        return _NamedRun(name, spec)
+    if isinstance(spec, Maybe):
+        return Maybe(_named(name, spec.tree))
+    return Named(name, spec)
+
+
+def _may_be_absent(tree: Tree) -> bool:
+    if isinstance(tree, _NamedRun):
+        return tree.wildcard.least == 0
+    if isinstance(tree, Wildcard):
+        return tree.least == 0
+    return isinstance(tree, Maybe)
+
+
+def _first_operand(node: Node) -> tuple[Node, ...]:
+    first = node.args[0] if node.args else None
+    return (first,) if isinstance(first, Node) else ()
+
+
+def _bounds(quantifier: str) -> tuple[int, int]:
+    unlimited = 1_000_000
+    known = {"?": (0, 1), "*": (0, unlimited), "+": (1, unlimited)}
+    if quantifier in known:
+        return known[quantifier]
+    found = re.fullmatch(r"\{(\d+)(?:(,)(\d*))?\}", quantifier)
+    if found is None:
+        raise PatternError(
+            'a quantifier is "?", "*", "+", "{n}", "{n,}" or "{m,n}", got ' + repr(quantifier)
+        )
+    least = int(found[1])
+    most = least if found[2] is None else int(found[3] or unlimited)
+    if most < max(least, 1):
+        raise PatternError(f"the quantifier {quantifier!r} admits no run: it could never match")
+    return least, most

@@ -1,0 +1,184 @@
+"""One place in a graph where a pattern fits."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.node import Argument, Target
+
+from embedl_deploy.errors import PatternError
+from embedl_deploy.graph.nodes import input_nodes, module_of
+from embedl_deploy.rewriting.phase import Phase
+from embedl_deploy.rewriting.refusal import Refusal
+
+if TYPE_CHECKING:
+    from embedl_deploy.rewriting.pattern import Pattern
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Builder(Protocol):
+    """What ``PatternMatch`` builds with; the engine of rewriting provides it."""
+
+    def call_module(
+        self, module: nn.Module, args: tuple[Argument, ...], kwargs: dict[str, Argument]
+    ) -> Node:
+        """Registers ``module`` under a free name and returns a new node that calls it."""
+        ...
+
+    def call_function(
+        self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Argument]
+    ) -> Node:
+        """Returns a new node that calls ``target``."""
+        ...
+
+    def get_attr(self, tensor: Tensor, name: str, replaces: tuple[str, ...]) -> Node:
+        """Registers ``tensor`` under a free name and returns a new node that reads it."""
+        ...
+
+
+class PatternMatch:
+    """The nodes that a pattern consumes, the values it reads, and names for them.
+
+    Inside ``Pattern.replace`` it also builds: ``call_module``, ``call_function`` and ``get_attr``
+    insert nodes where the match stands, name them, and fill in their metadata.
+    """
+
+    def __init__(
+        self,
+        pattern: "Pattern",
+        graph_module: GraphModule,
+        root: Node,
+        nodes: Sequence[Node],
+        captures: Mapping[str, tuple[Node, ...]],
+        literals: Mapping[str, object] | None = None,
+    ) -> None:
+        self.pattern = pattern
+        """The pattern that fits here."""
+
+        self.graph_module = graph_module
+        """The graph it fits in."""
+
+        self.root = root
+        """The last node of the match: the one whose readers get the replacement."""
+
+        self.nodes = tuple(sorted(dict.fromkeys(nodes)))
+        """The nodes that the match consumes, in graph order."""
+
+        self.captures = dict(captures)
+        """Nodes by the names that the tree gives them."""
+
+        self.literals = dict(literals or {})
+        """Values by the names that the tree gives them."""
+
+        self.apply = True
+        """Whether to rewrite here; set it to False in a plan to veto."""
+
+        self.refusal: Refusal | None = None
+        """Why the match is left alone, None if it is not."""
+
+        self.stage: str = pattern.phase.value
+        """The stage that found the match."""
+
+        self.builder: Builder | None = None
+
+    @classmethod
+    def of(
+        cls,
+        pattern: "Pattern",
+        graph_module: GraphModule,
+        *,
+        root: Node,
+        nodes: Sequence[Node],
+        captures: Mapping[str, Node | tuple[Node, ...]] | None = None,
+        literals: Mapping[str, object] | None = None,
+    ) -> "PatternMatch":
+        """Returns a match found by hand, for patterns that override ``Pattern.match``."""
+        runs = {
+            name: (found,) if isinstance(found, Node) else tuple(found)
+            for name, found in (captures or {}).items()
+        }
+        return cls(pattern, graph_module, root, nodes, runs, literals)
+
+    @property
+    def first(self) -> Node:
+        """The earliest consumed node."""
+        return self.nodes[0]
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        """The nodes that the match reads and does not consume, in the order they are read."""
+        consumed = set(self.nodes)
+        read = [
+            value
+            for node in self.nodes
+            for value in (*input_nodes(node.args), *input_nodes(node.kwargs))
+            if value not in consumed
+        ]
+        return tuple(dict.fromkeys(read))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.captures
+
+    def __getitem__(self, name: str) -> Node:
+        return self.run(name)[-1]
+
+    def run(self, name: str) -> tuple[Node, ...]:
+        """Returns the nodes captured under ``name``, a run of a wildcard in graph order."""
+        try:
+            return self.captures[name]
+        except KeyError:
+            known = ", ".join(self.captures) or "none"
+            raise PatternError(
+                f"{self.pattern.name} asks its match for {name!r}; captured here: {known}"
+            ) from None
+
+    def module(self, name: str, kind: type[M]) -> M:
+        """Returns the module that the node captured under ``name`` calls."""
+        module = module_of(self[name])
+        if not isinstance(module, kind):
+            raise PatternError(
+                f"{self.pattern.name} expects {name!r} to call a {kind.__name__}, "
+                f"%{self[name].name} calls {type(module).__name__}"
+            )
+        return module
+
+    def literal(self, name: str) -> object:
+        """Returns the literal captured under ``name``."""
+        if name not in self.literals:
+            known = ", ".join(self.literals) or "none"
+            raise PatternError(
+                f"{self.pattern.name} asks its match for literal {name!r}; captured here: {known}"
+            )
+        return self.literals[name]
+
+    def call_module(self, module: nn.Module, *args: Argument, **kwargs: Argument) -> Node:
+        """Inserts a call of ``module``; one that is registered already keeps its name."""
+        return self._building().call_module(module, args, kwargs)
+
+    def call_function(self, target: Target, *args: Argument, **kwargs: Argument) -> Node:
+        """Inserts a call of a function or an ATen op."""
+        return self._building().call_function(target, args, kwargs)
+
+    def get_attr(self, tensor: Tensor, name: str, replaces: tuple[str, ...] = ()) -> Node:
+        """Inserts a read of a new parameter or buffer.
+
+        Args:
+            tensor: A parameter, or a tensor that becomes a buffer.
+            name: The wished name; a free one is made from it.
+            replaces: The keys of the model's state dict that it takes the place of.
+        """
+        return self._building().get_attr(tensor, name, replaces)
+
+    def _building(self) -> Builder:
+        if self.builder is None:
+            raise PatternError(
+                f"{self.pattern.name} builds nodes outside replace(): "
+                "a match can only be changed by the engine that applies it"
+            )
+        return self.builder
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"%{node.name}" for node in self.nodes)
+        return f"PatternMatch({self.pattern.name} at {names})"

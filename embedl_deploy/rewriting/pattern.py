@@ -1,0 +1,145 @@
+"""The contract of a rewrite rule."""
+
+import re
+from abc import ABC
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import ClassVar
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from embedl_deploy.errors import PatternError
+from embedl_deploy.graph.nodes import Target
+from embedl_deploy.rewriting.match import PatternMatch
+from embedl_deploy.rewriting.phase import Phase
+from embedl_deploy.rewriting.refusal import Refusal
+from embedl_deploy.rewriting.tree import Found, Tree
+
+_MOST_WAYS = 64
+"""How many ways to fit one tree at one root are tried before giving up."""
+
+Replacement = Node | dict[Node, Node]
+"""The node that takes over the root's readers, or one node for each consumed node with readers."""
+
+
+class Pattern(ABC):
+    """A rule: what to look for, when to decline, and what to put there.
+
+    A subclass sets ``phase`` and ``tree`` and defines ``replace`` (or ``graft``). Everything else
+    is the engine's: finding, naming, wiring, metadata, records.
+    """
+
+    phase: ClassVar[Phase]
+    """The stage that runs the rule."""
+
+    tree: ClassVar[Tree | None] = None
+    """What to look for. None for a rule that overrides ``match``."""
+
+    roots: ClassVar[Sequence[Target]] = ()
+    """For a rule that overrides ``match``: what the last node may run; () for any call."""
+
+    qdq_points: ClassVar[tuple[str, ...]] = ()
+    """Captures whose data inputs are quantized, for rules of the quantization stage."""
+
+    outputs: ClassVar[tuple[str, ...]] = ()
+    """Captures beside the root that may be read from outside; ``replace`` returns a dict then."""
+
+    graft: ClassVar[Callable[[], nn.Module] | None] = None
+    """Makes the module that replaces the match, for rules without ``replace``."""
+
+    tolerance: ClassVar[float] = 1e-4
+    """How far the rewrite may move an output, relative to the output's norm in float32."""
+
+    name: ClassVar[str] = "pattern"
+    """The class name in kebab case; reports, plans and messages show it."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in cls.__dict__:
+            cls.name = kebab(cls.__name__)
+
+    def anchors(self) -> Sequence[Target] | None:
+        """Returns what the root of a match may run, None if anything."""
+        if self.tree is not None and type(self).match is Pattern.match:
+            return self.tree.anchors()
+        return self.roots or None
+
+    def match(
+        self, root: Node, graph_module: GraphModule
+    ) -> "PatternMatch | Refusal | None":
+        """Returns the best fit whose last node is ``root``, None where the tree does not fit.
+
+        Where the whole tree fits but the graph around it or ``check`` says no, the match carries
+        the refusal. A refusal alone is recorded at the root.
+        """
+        if self.tree is None:
+            raise PatternError(f"{self.name} has no tree: set `tree` or override match()")
+        refused: PatternMatch | None = None
+        for candidate in islice(self._ways(self.tree, root, graph_module), _MOST_WAYS):
+            candidate.refusal = self.decline(candidate)
+            if candidate.refusal is None:
+                return candidate
+            refused = refused or candidate
+        return refused
+
+    def check(self, match: PatternMatch) -> Refusal | None:
+        """Returns why the rule does not apply to a match of its tree, None if it does."""
+        del match
+        return None
+
+    def replace(self, match: PatternMatch) -> Replacement:
+        """Builds what takes the place of the match; see ``PatternMatch`` for how."""
+        graft = type(self).graft
+        if graft is None:
+            raise PatternError(f"{self.name} says nothing to put there: define replace() or graft")
+        return match.call_module(graft(), *match.inputs)
+
+    def decline(self, match: PatternMatch) -> Refusal | None:
+        """Returns why the match is left alone: readers outside it, or what ``check`` says."""
+        return also_used(match) or self.check(match)
+
+    def _ways(
+        self, tree: Tree, root: Node, graph_module: GraphModule
+    ) -> Iterator[PatternMatch]:
+        for found, _ in tree.match(root, Found()):
+            yield PatternMatch(
+                self, graph_module, root, found.nodes, found.captures, found.literals
+            )
+
+
+def also_used(match: PatternMatch) -> Refusal | None:
+    """Returns a refusal if a node inside the match is read from outside it."""
+    consumed = set(match.nodes)
+    outputs = {match[name] for name in match.pattern.outputs if name in match} | {match.root}
+    for node in match.nodes:
+        outside = [] if node in outputs else [user for user in node.users if user not in consumed]
+        if outside:
+            return Refusal(
+                f"%{node.name} ({node.op} {node.target}) is also used by %{outside[0].name}", node
+            )
+    return None
+
+
+def kebab(name: str) -> str:
+    """Returns ``FoldBatchNormIntoConv`` as ``fold-batch-norm-into-conv``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
+
+
+def instances(patterns: Sequence["type[Pattern] | Pattern"]) -> tuple[Pattern, ...]:
+    """Returns the patterns as objects, whether classes or objects were given.
+
+    Raises:
+        PatternError: One of them is no pattern.
+    """
+    made: list[Pattern] = []
+    for pattern in patterns:
+        rule = pattern() if isinstance(pattern, type) else pattern
+        if not isinstance(rule, Pattern):
+            raise PatternError(f"a pattern is a subclass of Pattern, got {pattern!r}")
+        if not isinstance(getattr(rule, "phase", None), Phase):
+            raise PatternError(
+                f"{rule.name} has no phase: set `phase = Phase.FUSION` or another stage"
+            )
+        made.append(rule)
+    return tuple(made)

@@ -1,0 +1,308 @@
+"""What a pattern looks for: single nodes, values and literals. See ``compose`` for runs and joins."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import EllipsisType
+from typing import cast
+
+import torch
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.fx import Node
+from torch.fx.node import Argument
+
+from embedl_deploy.errors import PatternError
+from embedl_deploy.graph.nodes import Target, bound_arguments, is_call
+
+_ATEN = torch.ops.aten
+
+COMMUTATIVE: frozenset[object] = frozenset(
+    {
+        _ATEN.add.Tensor,
+        _ATEN.mul.Tensor,
+        _ATEN.maximum.default,
+        _ATEN.minimum.default,
+        _ATEN.logical_and.default,
+        _ATEN.logical_or.default,
+        _ATEN.bitwise_and.Tensor,
+        _ATEN.bitwise_or.Tensor,
+    }
+)
+"""Calls whose first two operands may be swapped."""
+
+_SCALES: Mapping[object, Mapping[str, object]] = {
+    _ATEN.add.Tensor: {"alpha": 1},
+    _ATEN.sub.Tensor: {"alpha": 1},
+    _ATEN.addmm.default: {"alpha": 1, "beta": 1},
+}
+"""Arguments that change what an op means and that a bare target must not overlook."""
+
+Literal_ = bool | int | float | str | torch.dtype | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What matching has bound so far; extending it makes a new one."""
+
+    nodes: tuple[Node, ...] = ()
+    """The nodes that the match consumes, in the order they were met."""
+
+    captures: Mapping[str, tuple[Node, ...]] = field(default_factory=dict[str, tuple[Node, ...]])
+    """Named nodes; a run of nodes has more than one."""
+
+    literals: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Named values that are no nodes."""
+
+    def consume(self, node: Node) -> "Found":
+        """Returns the state after ``node`` is taken into the match."""
+        return Found((*self.nodes, node), self.captures, self.literals)
+
+    def capture(self, name: str, nodes: tuple[Node, ...]) -> "Found | None":
+        """Returns the state with a name bound, None where the name already means other nodes."""
+        known = self.captures.get(name)
+        if known is not None:
+            return self if known == nodes else None
+        return Found(self.nodes, {**self.captures, name: nodes}, self.literals)
+
+    def capture_literal(self, name: str, value: object) -> "Found | None":
+        """Returns the state with a literal bound, None where the name has another value."""
+        if name in self.literals:
+            return self if self.literals[name] == value else None
+        return Found(self.nodes, self.captures, {**self.literals, name: value})
+
+
+Step = tuple[Found, tuple[Node, ...]]
+"""A way to match, and the nodes that the link before it in a chain may be."""
+
+
+class Tree(ABC):
+    """A shape of graph, matched from its last node backwards."""
+
+    @abstractmethod
+    def match(self, value: Argument, found: Found) -> Iterator[Step]:
+        """Yields every way in which ``value`` is the root of this shape, best first."""
+
+    @abstractmethod
+    def anchors(self) -> tuple[Target, ...] | None:
+        """Returns what the root may run; None if anything."""
+
+    def name_of(self) -> str | None:
+        """Returns the name under which the root is captured, if it has one."""
+        return None
+
+
+Spec = Tree | Target | tuple["Spec", ...] | Literal_ | EllipsisType
+"""How a tree is written: a target stands for ``Op(target)``, a tuple for ``OneOf``."""
+
+
+def as_tree(spec: object) -> Tree:
+    """Returns the tree that ``spec`` stands for."""
+    if isinstance(spec, Tree):
+        return spec
+    if isinstance(spec, tuple):
+        from embedl_deploy.rewriting.compose import OneOf
+
+        return OneOf(*cast("tuple[Spec, ...]", spec))
+    if spec is ...:
+        return Previous()
+    if spec is None or isinstance(spec, (bool, int, float, str, list, torch.dtype)):
+        return Exactly(cast("object", spec))
+    if callable(spec):
+        return Op(cast("Target", spec))
+    raise PatternError(
+        "a tree is made of module classes, ATen ops, functions, literals and trees, "
+        f"got {spec!r} of type {type(spec).__name__}"
+    )
+
+
+class Op(Tree):
+    """One node.
+
+    Args:
+        target: A module class (subclasses admitted), an ATen overload, an ATen op (any of its
+            overloads) or a function.
+        *inputs: What the arguments must be, by position. Left out: any arguments. Given: every
+            argument beyond them must have its default, so that no literal is overlooked.
+            ``...`` stands for the link before this one in a chain.
+        where: A condition on the node.
+        literals: Values that arguments must have, by their schema name.
+        **named_inputs: Further inputs by position, captured under their names.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *inputs: "Spec",
+        where: Callable[[Node], bool] | None = None,
+        literals: Mapping[str, object] | None = None,
+        **named_inputs: "Spec",
+    ) -> None:
+        self.target = target
+        self.inputs = (
+            *(as_tree(item) for item in inputs),
+            *(Named(name, item) for name, item in named_inputs.items()),
+        )
+        self.where = where
+        self.literals = dict(literals or {})
+
+    def anchors(self) -> tuple[Target, ...] | None:
+        return (self.target,)
+
+    def match(self, value: Argument, found: Found) -> Iterator[Step]:
+        if not isinstance(value, Node) or not self.admits(value):
+            return
+        if value in found.nodes:
+            return
+        found = found.consume(value)
+        if not self.inputs:
+            yield found, _open_inputs(value)
+            return
+        for arguments in _operand_orders(value):
+            yield from self._match_inputs(value, arguments, found)
+
+    def admits(self, node: Node) -> bool:
+        """Tells whether the node itself fits, its inputs aside."""
+        if not is_call(node, self.target):
+            return False
+        if self.literals:
+            bound = bound_arguments(node)
+            if any(bound.get(name) != value for name, value in self.literals.items()):
+                return False
+        if not self.inputs and not scales_are_plain(node, self.literals):
+            return False
+        return self.where is None or self.where(node)
+
+    def _match_inputs(
+        self, node: Node, arguments: tuple[Argument, ...], found: Found
+    ) -> Iterator[Step]:
+        if len(arguments) < len(self.inputs) or not _rest_is_default(node, len(self.inputs), self):
+            return
+        steps: list[Step] = [(found, ())]
+        for tree, argument in zip(self.inputs, arguments, strict=False):
+            steps = [
+                (after, before_open + open_nodes)
+                for before, before_open in steps
+                for after, open_nodes in tree.match(argument, before)
+            ]
+        yield from steps
+
+
+class Input(Tree):
+    """Any value, read by the match but not consumed."""
+
+    def __init__(self, where: Callable[[Node], bool] | None = None) -> None:
+        self.where = where
+
+    def anchors(self) -> tuple[Target, ...] | None:
+        return None
+
+    def match(self, value: Argument, found: Found) -> Iterator[Step]:
+        if isinstance(value, Node) and (self.where is None or self.where(value)):
+            yield found, ()
+
+
+class Previous(Input):
+    """The place of the link before this one in a chain; written ``...``."""
+
+    def match(self, value: Argument, found: Found) -> Iterator[Step]:
+        if isinstance(value, Node):
+            yield found, (value,)
+
+
+class Exactly(Tree):
+    """One literal value."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def anchors(self) -> tuple[Target, ...] | None:
+        return ()
+
+    def match(self, value: Argument, found: Found) -> Iterator[Step]:
+        same_kind = isinstance(value, bool) == isinstance(self.value, bool)
+        if not isinstance(value, Node) and same_kind and value == self.value:
+            yield found, ()
+
+
+class Literal(Tree):
+    """Any literal, captured under ``name`` for ``PatternMatch.literal``."""
+
+    def __init__(self, name: str, where: Callable[[object], bool] | None = None) -> None:
+        self.name = name
+        self.where = where
+
+    def anchors(self) -> tuple[Target, ...] | None:
+        return ()
+
+    def match(self, value: Argument, found: Found) -> Iterator[Step]:
+        if isinstance(value, Node) or (self.where is not None and not self.where(value)):
+            return
+        bound = found.capture_literal(self.name, value)
+        if bound is not None:
+            yield bound, ()
+
+
+class Named(Tree):
+    """A tree whose root is captured under a name."""
+
+    def __init__(self, name: str, tree: "Spec") -> None:
+        self.name = name
+        self.tree = as_tree(tree)
+
+    def anchors(self) -> tuple[Target, ...] | None:
+        return self.tree.anchors()
+
+    def name_of(self) -> str | None:
+        return self.name
+
+    def match(self, value: Argument, found: Found) -> Iterator[Step]:
+        if not isinstance(value, Node):
+            yield from self.tree.match(value, found)
+            return
+        known = found.captures.get(self.name)
+        if known == (value,) and value in found.nodes:
+            yield found, _open_inputs(value)
+            return
+        for after, open_nodes in self.tree.match(value, found):
+            bound = after.capture(self.name, (value,))
+            if bound is not None:
+                yield bound, open_nodes
+
+
+def scales_are_plain(node: Node, allowed: Mapping[str, object] | None = None) -> bool:
+    """Tells whether arguments such as ``alpha`` of an add have the value that changes nothing."""
+    plain = _SCALES.get(node.target)
+    if plain is None:
+        return True
+    bound = bound_arguments(node)
+    return all(bound[name] == value or name in (allowed or {}) for name, value in plain.items())
+
+
+def _open_inputs(node: Node) -> tuple[Node, ...]:
+    operands = tuple(item for item in node.args if isinstance(item, Node))
+    if node.target in COMMUTATIVE:
+        return operands
+    first = node.args[0] if node.args else None
+    if isinstance(first, (list, tuple)):
+        return tuple(item for item in first if isinstance(item, Node))
+    return operands[:1]
+
+
+def _operand_orders(node: Node) -> Iterator[tuple[Argument, ...]]:
+    yield node.args
+    if node.target in COMMUTATIVE and len(node.args) >= 2:
+        first, second, *rest = node.args
+        yield (second, first, *rest)
+
+
+def _rest_is_default(node: Node, listed: int, tree: Op) -> bool:
+    """Tells whether all arguments after the listed ones have their defaults."""
+    if not isinstance(node.target, (OpOverload, OpOverloadPacket)):
+        return len(node.args) <= listed
+    bound = bound_arguments(node)
+    parameters = cast("OpOverload", node.target)._schema.arguments[listed:]
+    return all(
+        parameter.name in tree.literals
+        or (parameter.has_default_value() and bound[parameter.name] == parameter.default_value)
+        for parameter in parameters
+    )
