@@ -1,0 +1,1 @@
+"""The targets: one table each, and the registry that finds them."""

@@ -1,0 +1,173 @@
+"""Finds the installed backends and keeps which one is active."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.metadata import EntryPoint, entry_points
+from threading import RLock
+from types import MappingProxyType
+
+from embedl_deploy.rewriting.backend import Backend
+
+GROUP = "embedl_deploy.backends"
+"""The entry point group through which a distribution offers its backends."""
+
+
+def discover_backends() -> Mapping[str, Backend]:
+    """Returns every installed backend by name, in alphabetical order; looked up once.
+
+    One that cannot be loaded is left out, so that a broken plugin never stops another backend;
+    ``set_backend`` with its name says what is wrong.
+    """
+    return _REGISTRY.discover()
+
+
+def set_backend(name: str) -> None:
+    """Makes the backend called ``name`` the active one in the whole process.
+
+    Raises:
+        ValueError: No installed backend has that name, or it cannot be loaded.
+    """
+    _REGISTRY.select(_REGISTRY.named(name))
+
+
+def get_backend() -> Backend:
+    """Returns the active backend: of ``use_backend``, else of ``set_backend``, else the only one.
+
+    Raises:
+        RuntimeError: None is set, and none or several are installed.
+    """
+    return _SCOPED.get() or _REGISTRY.active()
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[Backend]:
+    """Makes a backend the active one inside the ``with`` block, in this thread or task only.
+
+    Raises:
+        ValueError: No installed backend has that name, or it cannot be loaded.
+    """
+    backend = _REGISTRY.named(name)
+    token = _SCOPED.set(backend)
+    try:
+        yield backend
+    finally:
+        _SCOPED.reset(token)
+
+
+def reset_backends() -> None:
+    """Forgets which backend was set and which were found; the next call looks again."""
+    _REGISTRY.reset()
+
+
+def resolve_backend(backend: str | Backend | None, recorded: str | None = None) -> Backend:
+    """Returns the backend that an argument means: itself, the recorded one, else the active one.
+
+    Args:
+        backend: A backend, its name, or ``None`` for the default.
+        recorded: The name that a graph remembers.
+
+    Raises:
+        ValueError: No installed backend has the name.
+        RuntimeError: The active one is asked for and there is none.
+    """
+    if isinstance(backend, Backend):
+        return backend
+    name = recorded if backend is None else backend
+    return get_backend() if name is None else _REGISTRY.named(name)
+
+
+class _Registry:
+    """What was found and what was set, behind one lock."""
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._found: Mapping[str, Backend] | None = None
+        self._broken: dict[str, str] = {}
+        self._selected: Backend | None = None
+
+    def discover(self) -> Mapping[str, Backend]:
+        with self._lock:
+            if self._found is None:
+                self._found = MappingProxyType(self._load())
+            return self._found
+
+    def named(self, name: str) -> Backend:
+        found = self.discover()
+        if name in found:
+            return found[name]
+        if name in self._broken:
+            raise ValueError(f"backend {name!r} cannot be used: {self._broken[name]}")
+        raise ValueError(f"unknown backend {name!r}; known backends: {_listed(found)}")
+
+    def select(self, backend: Backend) -> None:
+        with self._lock:
+            self._selected = backend
+
+    def active(self) -> Backend:
+        with self._lock:
+            if self._selected is not None:
+                return self._selected
+            found = self.discover()
+        if len(found) == 1:
+            return next(iter(found.values()))
+        raise RuntimeError(_no_active(found))
+
+    def reset(self) -> None:
+        with self._lock:
+            self._found = None
+            self._broken = {}
+            self._selected = None
+
+    def _load(self) -> dict[str, Backend]:
+        self._broken = {}
+        by_name: dict[str, EntryPoint] = {}
+        for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
+            other = by_name.setdefault(entry.name, entry)
+            if other.value != entry.value:
+                self._broken[entry.name] = (
+                    f"two distributions define it, as {other.value} and as {entry.value}: "
+                    "uninstall one"
+                )
+        loaded: dict[str, Backend] = {}
+        for name, entry in by_name.items():
+            outcome = self._broken.get(name) or _load_entry(entry)
+            if isinstance(outcome, Backend):
+                loaded[name] = outcome
+            else:
+                self._broken[name] = outcome
+        return loaded
+
+
+def _load_entry(entry: EntryPoint) -> Backend | str:
+    """Returns the backend that an entry point names, or why it cannot be had."""
+    try:
+        backend: object = entry.load()
+    except (ImportError, AttributeError) as error:
+        return f"loading {entry.value} failed: {type(error).__name__}: {error}"
+    if not isinstance(backend, Backend):
+        return f"{entry.value} must be a Backend, got {type(backend).__name__}"
+    if backend.name != entry.name:
+        return f"its entry point is called {entry.name!r}, the Backend itself {backend.name!r}"
+    return backend
+
+
+def _no_active(found: Mapping[str, Backend]) -> str:
+    if not found:
+        return (
+            "no backend is active and no installed distribution offers one in the group "
+            f"{GROUP!r}: install embedl-deploy (pip install -e . in a checkout), then call "
+            "embedl_deploy.backend.set_backend(name)"
+        )
+    return (
+        f"no backend is active and several are installed: {_listed(found)}. "
+        f"Call embedl_deploy.backend.set_backend({next(iter(found))!r}) or with another of them"
+    )
+
+
+def _listed(found: Mapping[str, Backend]) -> str:
+    return ", ".join(found) or "none"
+
+
+_REGISTRY = _Registry()
+_SCOPED: ContextVar[Backend | None] = ContextVar("embedl_deploy_backend", default=None)
