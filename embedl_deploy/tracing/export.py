@@ -1,0 +1,96 @@
+"""Runs torch.export on a light copy of a model, and explains what goes wrong."""
+
+import inspect
+import threading
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from embedl_deploy.errors import TracingError
+from embedl_deploy.tracing.light_copy import light_copy
+
+_TORCH_ROOT = str(Path(torch.__file__).parent)
+_OWN_ROOT = str(Path(__file__).parent.parent)
+# torch.export keeps process-wide state while it runs: two at once disturb each other.
+_LOCK = threading.RLock()
+
+
+def export_model(
+    model: nn.Module,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+    dynamic_shapes: object | None,
+) -> ExportedProgram:
+    """Returns ``model`` as an ExportedProgram; the model itself is never run or changed.
+
+    Raises:
+        TracingError: The inputs do not fit ``forward``, or the model cannot be exported.
+    """
+    check_inputs(model, args, kwargs)
+    with _LOCK, torch.enable_grad():
+        try:
+            return torch.export.export(
+                light_copy(model),
+                args,
+                dict(kwargs),
+                dynamic_shapes=dynamic_shapes,  # pyright: ignore[reportArgumentType]  # checked by torch.export
+                strict=False,
+            )
+        except Exception as error:
+            raise TracingError(_explain(model, error)) from error
+
+
+def check_inputs(model: nn.Module, args: object, kwargs: Mapping[str, object]) -> None:
+    """Checks that ``args`` is a tuple and that ``forward`` takes these arguments.
+
+    Raises:
+        TracingError: It does not; the message shows the signature.
+    """
+    if not isinstance(args, tuple):
+        raise TracingError(
+            "args must be a tuple of the positional inputs, got "
+            f"{type(args).__name__}: write (x,) for a single input"
+        )
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TracingError(
+            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}; "
+            f"got {len(args)} positional and the keywords {sorted(kwargs)}"
+        ) from error
+
+
+def user_line(error: BaseException) -> str | None:
+    """Returns ``file:line`` of the innermost frame outside torch and this package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        if not frame.filename.startswith((_TORCH_ROOT, _OWN_ROOT, "<")):
+            return f"{frame.filename}:{frame.lineno} ({(frame.line or '').strip()})"
+    return None
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    line = user_line(error)
+    where = f" at {line}" if line else ""
+    name = type(error).__name__
+    first = next((text.strip() for text in str(error).splitlines() if text.strip()), name)
+    if _is_data_dependent(name, str(error)):
+        return (
+            f"cannot trace {type(model).__name__}: its control flow depends on the values of a "
+            f"tensor{where}. Write the branch with torch.cond or torch.where, state what holds "
+            f"with torch._check(...), or move the decision out of forward. torch says: {first}"
+        )
+    return (
+        f"cannot trace {type(model).__name__}: {name}{where}: {first}. "
+        "Check that model(*args, **kwargs) runs with these example inputs"
+    )
+
+
+def _is_data_dependent(name: str, message: str) -> bool:
+    signs = ("data-dependent", "data dependent", "Could not guard on", "_local_scalar_dense")
+    return "DataDependent" in name or any(sign in message for sign in signs)

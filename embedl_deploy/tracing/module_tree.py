@@ -1,0 +1,113 @@
+"""Builds the module that a lifted program becomes, with the state_dict of the model."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from embedl_deploy.graph.traced_module import TracedModule, container_at
+from embedl_deploy.tracing.lift import Lifted
+from embedl_deploy.tracing.program import Program, State
+
+
+def build_module(program: Program, lifted: Mapping[str, Lifted], training: bool) -> TracedModule:
+    """Returns the module of ``program``: its graph over a tree of containers and lifted modules.
+
+    Every key of the model's ``state_dict`` exists, in its order; none is added.
+    """
+    root = TracedModule(deferred=True)
+    root.training = training
+    waiting = dict(lifted)
+    for path, names in _paths(program, lifted).items():
+        made = waiting.pop(path, None)
+        if made is not None:
+            _register(root, path, made.build())
+        for name in names:
+            _put(container_at(root, path), name, program.state[f"{path}.{name}".lstrip(".")])
+    _copy_training(program.origin, root)
+    for path, made in waiting.items():
+        module = made.build()
+        if made.tensors:
+            _hide_keys(module, path, made, program)
+        _register(root, path, module)
+    for name, value in program.attributes.items():
+        path, _, last = name.rpartition(".")
+        setattr(container_at(root, path), last, value)
+    root.graph = program.graph
+    root.shares_parameters = True
+    return root.finish()
+
+
+def _paths(program: Program, lifted: Mapping[str, Lifted]) -> dict[str, list[str]]:
+    """Returns the model's own paths in its order, each with the state directly there."""
+    owned: dict[str, list[str]] = {}
+    for name in program.state:
+        path, _, last = name.rpartition(".")
+        owned.setdefault(path, []).append(last)
+    if program.origin is None:
+        return owned
+    order = [path for path, _ in program.origin.named_modules(remove_duplicate=False)]
+    paths = {path: owned.get(path, []) for path in order if path in owned or path in lifted}
+    return {**paths, **owned}
+
+
+def _register(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, last = path.rpartition(".")
+    owner = container_at(root, parent)
+    existing = owner._modules.get(last)
+    if existing is not None:
+        module._modules.update(existing._modules)
+    owner._modules[last] = module
+
+
+def _put(owner: nn.Module, name: str, state: State) -> None:
+    if isinstance(state.tensor, nn.Parameter):
+        owner._parameters[name] = state.tensor
+        return
+    owner._buffers[name] = state.tensor
+    if not state.persistent:
+        owner._non_persistent_buffers_set.add(name)
+
+
+def _copy_training(origin: nn.Module | None, root: nn.Module) -> None:
+    """Gives containers the train and eval flags of the modules they stand for."""
+    if origin is None:
+        return
+    flags = {path: module.training for path, module in origin.named_modules(remove_duplicate=False)}
+    for path, module in root.named_modules(remove_duplicate=False):
+        if type(module) is nn.Module:
+            module.training = flags.get(path, module.training)
+
+
+def _hide_keys(module: nn.Module, path: str, made: Lifted, program: Program) -> None:
+    names = program.names_of()
+    owners = {slot: names[id(tensor)][0] for slot, tensor in made.tensors.items()}
+    hidden = HiddenKeys(path, owners)
+    module.register_state_dict_post_hook(hidden.hide)
+    module.register_load_state_dict_pre_hook(hidden.fill)
+
+
+class HiddenKeys:
+    """Keeps the keys of a module whose tensors belong to others out of the ``state_dict``."""
+
+    def __init__(self, path: str, owners: Mapping[str, str]) -> None:
+        self.path = path
+        self.owners = dict(owners)
+        """The key under which the model itself keeps the tensor of each slot."""
+
+    def hide(
+        self, module: nn.Module, state: dict[str, object], prefix: str, metadata: object
+    ) -> None:
+        """Drops the module's keys from a state_dict."""
+        del module, metadata
+        for slot in self.owners:
+            state.pop(prefix + slot, None)
+
+    def fill(
+        self, module: nn.Module, state: dict[str, object], prefix: str, *rest: object
+    ) -> None:
+        """Adds the module's keys to a state_dict that is being loaded, from their owners' keys."""
+        del rest
+        root = prefix.removesuffix(".").removesuffix(self.path)
+        for slot, owner in self.owners.items():
+            own: Tensor | None = getattr(module, slot)
+            state.setdefault(prefix + slot, state.get(root + owner, own))

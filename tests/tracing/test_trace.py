@@ -1,0 +1,45 @@
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from embedl_deploy.tracing import trace
+
+IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def small_network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)
+    ).eval()
+
+
+def value(model: nn.Module, *args: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(*args)
+
+
+def test_keeps_names_parameters_and_values() -> None:
+    model = small_network()
+
+    graph = trace(model, (IMAGE,))
+
+    assert torch.equal(value(graph, IMAGE), value(model, IMAGE))
+    assert list(graph.state_dict()) == list(model.state_dict())
+    assert graph.get_submodule("0").weight is model[0].weight
+    assert [type(graph.get_submodule(name)) for name in "0124"] == [
+        nn.Conv2d,
+        nn.BatchNorm2d,
+        nn.ReLU,
+        nn.Linear,
+    ]
+
+
+def test_result_can_be_deep_copied_and_exported() -> None:
+    model = small_network()
+    graph = trace(model, (IMAGE,))
+
+    exported = torch.export.export(graph, (IMAGE,), strict=False)
+
+    assert torch.equal(value(exported.module(), IMAGE), value(model, IMAGE))
+    assert torch.equal(value(copy.deepcopy(graph), IMAGE), value(model, IMAGE))
