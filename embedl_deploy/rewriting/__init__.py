@@ -6,6 +6,7 @@ from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.passes import Pass, run_passes
 from embedl_deploy.rewriting.pattern import Pattern
 from embedl_deploy.rewriting.phase import Phase
+from embedl_deploy.rewriting.plan import TransformationPlan, apply_plan, make_plan
 from embedl_deploy.rewriting.records import PassRecord, SiteRecord, TransformationReport
 from embedl_deploy.rewriting.refusal import Refusal
 from embedl_deploy.rewriting.tree import Exactly, Input, Literal, Named, Op, Previous, Tree
@@ -28,9 +29,12 @@ __all__ = [
     "Previous",
     "Refusal",
     "SiteRecord",
+    "TransformationPlan",
     "TransformationReport",
     "Tree",
     "Wildcard",
     "apply_patterns",
+    "apply_plan",
+    "make_plan",
     "run_passes",
 ]

@@ -1,0 +1,156 @@
+"""Rewrites a model with the patterns of a backend: plan, veto, apply."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from embedl_deploy.backends.registry import resolve_backend
+from embedl_deploy.errors import PreconditionError
+from embedl_deploy.graph.nodes import module_of
+from embedl_deploy.rewriting import (
+    Pattern,
+    PatternMatch,
+    TransformationPlan,
+    TransformationReport,
+    apply_plan,
+    make_plan,
+)
+from embedl_deploy.rewriting.backend import Backend
+from embedl_deploy.tracing import trace
+
+Patterns = Sequence[type[Pattern] | Pattern]
+
+
+@dataclass(frozen=True)
+class TransformationResult:
+    """What ``transform`` returns."""
+
+    model: GraphModule
+    """The rewritten model: same inputs, same outputs, the original's parameters."""
+
+    report: TransformationReport
+    """What was applied, and what was left alone and why."""
+
+    matches: tuple[PatternMatch, ...]
+    """Every match of a whole tree, in the order in which it was settled."""
+
+
+def transform(
+    model: nn.Module | ExportedProgram,
+    args: tuple[object, ...] | None = None,
+    kwargs: Mapping[str, object] | None = None,
+    *,
+    patterns: Patterns | None = None,
+    backend: str | Backend | None = None,
+    dynamic_shapes: object | None = None,
+    copy: bool = False,
+    tracer: Literal["auto", "export", "fx"] = "auto",
+    verify: bool | Literal["raise"] = False,
+) -> TransformationResult:
+    """Traces ``model`` and rewrites it with the conversions and fusions of a backend.
+
+    The model itself is not changed; the result shares its parameters unless ``copy`` is set.
+
+    Args:
+        model: A module in eval mode, an exported program or its module, a loaded ``.pt2``, the
+            output of ``torch.fx.symbolic_trace``, or a result of an earlier stage.
+        args: Example inputs, as a tuple. None only where the model carries its own.
+        kwargs: Example keyword inputs.
+        patterns: The patterns to apply, in place of the backend's.
+        backend: A backend or its name; the active one if None.
+        dynamic_shapes: As for ``torch.export.export``.
+        copy: Whether the result gets parameters of its own.
+        tracer: ``"export"`` traces with torch.export, ``"fx"`` with torch.fx; ``"auto"`` falls
+            back from the first to the second and the report says so.
+        verify: Whether to check each match on its own subgraph and the model after each stage; a
+            site that moves its output too far is rolled back, or raises with ``"raise"``.
+
+    Raises:
+        TracingError: The model cannot be traced.
+        PreconditionError: The model is in training mode.
+        RuntimeError: Neither ``patterns`` nor ``backend`` is given and no backend is active.
+        VerificationError: ``verify="raise"`` and a rewrite moved an output too far.
+    """
+    plan = get_transformation_plan(
+        model,
+        args,
+        kwargs,
+        patterns=patterns,
+        backend=backend,
+        dynamic_shapes=dynamic_shapes,
+        copy=copy,
+        tracer=tracer,
+    )
+    return apply_transformation_plan(plan, verify=verify)
+
+
+def get_transformation_plan(
+    model: nn.Module | ExportedProgram,
+    args: tuple[object, ...] | None = None,
+    kwargs: Mapping[str, object] | None = None,
+    *,
+    patterns: Patterns | None = None,
+    backend: str | Backend | None = None,
+    dynamic_shapes: object | None = None,
+    copy: bool = False,
+    tracer: Literal["auto", "export", "fx"] = "auto",
+) -> TransformationPlan:
+    """Returns every rewrite that ``transform`` would make, open to veto; changes nothing.
+
+    Args and errors are those of ``transform``.
+    """
+    chosen, name = _patterns(patterns, backend)
+    _require_eval(model)
+    traced = trace(model, args, kwargs, dynamic_shapes=dynamic_shapes, tracer=tracer, copy=copy)
+    _require_eval_layers(traced)
+    return make_plan(traced, chosen, name)
+
+
+def apply_transformation_plan(
+    plan: TransformationPlan, *, verify: bool | Literal["raise"] = False
+) -> TransformationResult:
+    """Applies what ``plan`` holds and was not vetoed.
+
+    Raises:
+        VerificationError: ``verify="raise"`` and a rewrite moved an output too far.
+    """
+    matches = tuple(plan.sites())
+    model, report = apply_plan(plan)
+    return TransformationResult(model, report, matches)
+
+
+def _patterns(
+    patterns: Patterns | None, backend: str | Backend | None
+) -> tuple[Patterns, str | None]:
+    if patterns is not None and backend is None:
+        return patterns, None
+    chosen = resolve_backend(backend)
+    if patterns is not None:
+        return patterns, chosen.name
+    return (*chosen.conversion_patterns, *chosen.fusion_patterns), chosen.name
+
+
+def _require_eval(model: object) -> None:
+    traced_elsewhere = isinstance(model, (ExportedProgram, GraphModule))
+    if isinstance(model, nn.Module) and model.training and not traced_elsewhere:
+        raise PreconditionError(
+            f"transform needs a model in eval mode, got {type(model).__name__} in training mode: "
+            "call model.eval() first; call .train() on the result for quantization-aware training"
+        )
+
+
+def _require_eval_layers(traced: GraphModule) -> None:
+    """Refuses programs that were exported in training mode: their norms use batch statistics."""
+    norms = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    for node in traced.graph.nodes:
+        module = module_of(node)
+        if isinstance(module, norms) and module.training:
+            raise PreconditionError(
+                f"transform needs a model in eval mode, but {node.target} "
+                f"({type(module).__name__}) was traced in training mode: export the model after "
+                "model.eval()"
+            )
