@@ -16,6 +16,7 @@ from embedl_deploy.rewriting.pattern import Pattern, also_used, instances
 from embedl_deploy.rewriting.records import PassRecord, SiteRecord, site_record
 from embedl_deploy.rewriting.refusal import Refusal
 from embedl_deploy.rewriting.rewriter import Applied, apply_match
+from embedl_deploy.rewriting.verify import Check
 from embedl_deploy.rewriting.workspace import Workspace
 
 MOST_ROUNDS = 50
@@ -36,6 +37,7 @@ def apply_patterns(
     until_fixpoint: bool = False,
     gate: Gate | None = None,
     matches: list[PatternMatch] | None = None,
+    verify: Check | None = None,
 ) -> PassRecord:
     """Rewrites every place where one of ``patterns`` fits.
 
@@ -50,6 +52,7 @@ def apply_patterns(
         until_fixpoint: Whether to run again until nothing fits any more.
         gate: Asked before each match is applied.
         matches: If given, receives every match of a whole tree, refused ones included.
+        verify: Checks each replacement before it is wired in; see ``Verifier``.
 
     Returns:
         What was applied and what was left alone, with reasons.
@@ -59,7 +62,7 @@ def apply_patterns(
     """
     rules = instances(patterns)
     name = stage or (rules[0].phase.value if rules else "patterns")
-    run = _Run(graph_module, rules, name, gate, [] if matches is None else matches)
+    run = _Run(graph_module, rules, name, gate, [] if matches is None else matches, verify)
     began = time.perf_counter()
     rounds = 0
     while run.round():
@@ -84,12 +87,14 @@ class _Run:
         stage: str,
         gate: Gate | None,
         matches: list[PatternMatch],
+        verify: Check | None,
     ) -> None:
         self.graph_module = graph_module
         self.rules = rules
         self.stage = stage
         self.gate = gate
         self.matches = matches
+        self.verify = verify
         self.workspace = Workspace(graph_module)
         self.called_before = dict(_called_modules(graph_module))
         self.applied: list[SiteRecord] = []
@@ -170,7 +175,7 @@ class _Run:
             return
         record = site_record(match)
         neighbours = [*match.nodes, *(reader for node in match.nodes for reader in node.users)]
-        outcome = apply_match(self.workspace, match)
+        outcome = apply_match(self.workspace, match, self.verify)
         if isinstance(outcome, Refusal):
             self._refuse(match, outcome)
             return

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
+from embedl_deploy.errors import VerificationError
 from embedl_deploy.graph.nodes import input_nodes, value_of
 from embedl_deploy.graph.provenance import Rewrite, origin_of, record_rewrite
 from embedl_deploy.graph.values import same_value, value_text
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.refusal import Refusal
+from embedl_deploy.rewriting.verify import Check
 from embedl_deploy.rewriting.workspace import Edit, Workspace
 
 
@@ -29,8 +31,15 @@ class Applied:
     """Keys of the state dict that new parameters take the place of."""
 
 
-def apply_match(workspace: Workspace, match: PatternMatch) -> Applied | Refusal:
+def apply_match(
+    workspace: Workspace, match: PatternMatch, verify: Check | None = None
+) -> Applied | Refusal:
     """Rewrites one match.
+
+    Args:
+        workspace: The graph it stands in.
+        match: What to rewrite.
+        verify: Asked before the replacement is wired in.
 
     Returns:
         What was made, or why nothing was: then the graph is as it was before.
@@ -41,6 +50,11 @@ def apply_match(workspace: Workspace, match: PatternMatch) -> Applied | Refusal:
         replacement = match.pattern.replace(match)
         outputs = {match.root: replacement} if isinstance(replacement, Node) else replacement
         refusal = _objection(match, edit, outputs)
+        if refusal is None and verify is not None:
+            refusal = verify(match, tuple(edit.nodes), outputs)
+    except VerificationError:
+        edit.undo()
+        raise
     except Exception as error:
         refusal = Refusal(f"replace() raised {type(error).__name__}: {error}", match.root)
     finally:
