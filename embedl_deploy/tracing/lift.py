@@ -182,6 +182,8 @@ class _Lifter:
         with graph.inserting_before(node):
             inputs = tuple(self.moved.get(read, read) for read in lifting.inputs)
             call = graph.create_node("call_module", name, inputs)
+        if name.replace(".", "_") == node.name:
+            call.name = node.name  # free again: the node it belonged to goes
         call.meta = dict(node.meta)
         replaced = list(node.users) if lifting.first_of_several else [node]
         for old in replaced:

@@ -81,31 +81,37 @@ def _copy_training(origin: nn.Module | None, root: nn.Module) -> None:
 def _hide_keys(module: nn.Module, path: str, made: Lifted, program: Program) -> None:
     names = program.names_of()
     owners = {slot: names[id(tensor)][0] for slot, tensor in made.tensors.items()}
-    hidden = HiddenKeys(path, owners)
-    module.register_state_dict_post_hook(hidden.hide)
-    module.register_load_state_dict_pre_hook(hidden.fill)
+    module.register_state_dict_post_hook(HideKeys(tuple(owners)))
+    module.register_load_state_dict_pre_hook(FillKeys(path, owners))
 
 
-class HiddenKeys:
+class HideKeys:
     """Keeps the keys of a module whose tensors belong to others out of the ``state_dict``."""
+
+    def __init__(self, slots: tuple[str, ...]) -> None:
+        self.slots = slots
+
+    def __call__(
+        self, module: nn.Module, state: dict[str, object], prefix: str, metadata: object
+    ) -> None:
+        """Drops the module's keys from a ``state_dict`` that is being made."""
+        del module, metadata
+        for slot in self.slots:
+            state.pop(prefix + slot, None)
+
+
+class FillKeys:
+    """Adds the hidden keys of a module to a ``state_dict`` that is being loaded."""
 
     def __init__(self, path: str, owners: Mapping[str, str]) -> None:
         self.path = path
         self.owners = dict(owners)
         """The key under which the model itself keeps the tensor of each slot."""
 
-    def hide(
-        self, module: nn.Module, state: dict[str, object], prefix: str, metadata: object
-    ) -> None:
-        """Drops the module's keys from a state_dict."""
-        del module, metadata
-        for slot in self.owners:
-            state.pop(prefix + slot, None)
-
-    def fill(
+    def __call__(
         self, module: nn.Module, state: dict[str, object], prefix: str, *rest: object
     ) -> None:
-        """Adds the module's keys to a state_dict that is being loaded, from their owners' keys."""
+        """Takes each hidden value from its owner's key."""
         del rest
         root = prefix.removesuffix(".").removesuffix(self.path)
         for slot, owner in self.owners.items():

@@ -8,6 +8,9 @@ from torch.fx import GraphModule, Node
 
 from embedl_deploy.graph.traced_module import TracedModule, own_tensors
 from embedl_deploy.tracing.clean import remove_asserts, remove_dead_code
+from embedl_deploy.tracing.fold import fold_constants
+from embedl_deploy.tracing.functional import make_functional
+from embedl_deploy.tracing.inline import inline_grad_modes
 from embedl_deploy.tracing.lift import lift
 from embedl_deploy.tracing.module_tree import build_module
 from embedl_deploy.tracing.program import Program
@@ -49,7 +52,10 @@ def trace(
 
 
 def _module_of(program: Program) -> TracedModule:
+    inline_grad_modes(program)
     remove_asserts(program.graph)
+    make_functional(program)
+    fold_constants(program)
     remove_dead_code(program.graph)
     lifted = lift(program)
     remove_dead_code(program.graph)
