@@ -37,6 +37,11 @@ class QuantGrid:
         return self.dtype.is_floating_point
 
     @property
+    def is_unsigned(self) -> bool:
+        """Tells whether the lowest code is zero."""
+        return self.dtype is torch.uint8
+
+    @property
     def middle(self) -> int:
         """Returns the code that stands for zero in a symmetric range."""
         if self.is_float:

@@ -11,10 +11,12 @@ from embedl_deploy.quantization.precision import Precision
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a target quantizes one kind of operand, and why."""
+    """Whether a target quantizes the operands that one pattern names, and why."""
 
     quantized: bool
     reason: str
+    only_if_shared: bool = False
+    """Quantized where another reader has the tensor quantized anyway, left in float elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Placement:
     activation_precisions: tuple[Precision, ...] = (Precision.INT8,)
     weight_precisions: tuple[Precision, ...] = (Precision.INT8,)
     decisions: Mapping[str, Decision] = field(default_factory=lambda: MappingProxyType({}))
-    """By the role a quantized pattern gives to an operand. A role without one is quantized."""
+    """By the name of a quantized pattern. A pattern without one is applied."""
 
     def __post_init__(self) -> None:
         if self.activation_dtype not in (torch.int8, torch.uint8):
@@ -40,6 +42,6 @@ class Placement:
         if self.symmetric_activations and self.activation_dtype is torch.uint8:
             raise ValueError("symmetric activations need a signed dtype, got torch.uint8")
 
-    def decision(self, role: str) -> Decision:
-        """Returns the table's word on operands of this role."""
-        return self.decisions.get(role, Decision(quantized=True, reason="the target runs it"))
+    def decision(self, pattern: str) -> Decision:
+        """Returns the table's word on the operands that a pattern names."""
+        return self.decisions.get(pattern, Decision(quantized=True, reason="the target runs it"))

@@ -124,12 +124,13 @@ def _best_range(
     for points, together in ((17, True), (5, grid.symmetric), (5, grid.symmetric)):
         shifts = torch.linspace(-reach, reach, points, dtype=torch.float64)
         shrink_low, shrink_high = _candidates(centre, shifts, (low, high), together)
-        lows, highs = low * torch.exp2(-shrink_low), high * torch.exp2(-shrink_high)
+        lows = (low * torch.exp2(-shrink_low)).clamp(min=histogram.low)
+        highs = (high * torch.exp2(-shrink_high)).clamp(max=histogram.high)
         winner = int(torch.argmin(error(lows, highs)))
         best = (float(lows[winner]), float(highs[winner]))
         centre = (float(shrink_low[winner]), float(shrink_high[winner]))
         reach *= 2 / (points - 1)
-    return max(best[0], histogram.low), min(best[1], histogram.high)
+    return best
 
 
 def _candidates(

@@ -21,6 +21,9 @@ def scale_and_zero_point(low: Tensor, high: Tensor, grid: QuantGrid) -> tuple[Te
         scale = (high - low) / (quant_max - quant_min)
         zero_point = quant_min - round(low / scale)
 
+    Where the storage is unsigned, a symmetric range without negative values gets all the codes,
+    and zero gets the lowest of them.
+
     Args:
         low: Smallest value to represent, in the tensor's own units. Any shape, finite.
         high: Largest value to represent, same shape.
@@ -35,13 +38,14 @@ def scale_and_zero_point(low: Tensor, high: Tensor, grid: QuantGrid) -> tuple[Te
         Jacob et al. 2018, section 2.1, https://arxiv.org/abs/1712.05877
     """
     low, high = low.double().clamp(max=0.0), high.double().clamp(min=0.0)
+    whole = (high - low) / (grid.quant_max - grid.quant_min)
     if grid.symmetric:
-        scale = torch.maximum(-low, high) / grid.positive_codes
-    else:
-        scale = (high - low) / (grid.quant_max - grid.quant_min)
-    scale = torch.where(scale > 0, scale.clamp(min=SMALLEST_SCALE), 1.0).float()
-    if grid.symmetric:
-        return scale, torch.full_like(scale, grid.middle, dtype=torch.int32)
+        halved = torch.maximum(-low, high) / grid.positive_codes
+        uses_whole = (low == 0) & grid.is_unsigned
+        scale = _never_zero(torch.where(uses_whole, whole, halved))
+        middle = torch.full_like(scale, grid.middle, dtype=torch.int32)
+        return scale, torch.where(uses_whole, int(grid.quant_min), middle)
+    scale = _never_zero(whole)
     zero_point = grid.quant_min - torch.round(low / scale)
     return scale, zero_point.clamp(grid.quant_min, grid.quant_max).to(torch.int32)
 
@@ -52,4 +56,8 @@ def symmetric_scale(peaks: Tensor, grid: QuantGrid) -> Tensor:
     What ``scale_and_zero_point`` gives for a symmetric grid, in float32 and few operations, since
     an unfrozen weight computes it at each forward.
     """
-    return torch.where(peaks > 0, (peaks / grid.positive_codes).clamp(min=SMALLEST_SCALE), 1.0)
+    return _never_zero(peaks / grid.positive_codes)
+
+
+def _never_zero(scale: Tensor) -> Tensor:
+    return torch.where(scale > 0, scale.clamp(min=SMALLEST_SCALE), 1.0).to(torch.float32)

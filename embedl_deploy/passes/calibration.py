@@ -1,0 +1,134 @@
+"""Runs a model on data and sets the scale of each quantizer from what it saw."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+
+from embedl_deploy.errors import CalibrationError
+from embedl_deploy.quantization.stub import QuantStub, stubs_of
+from embedl_deploy.quantization.weights import WeightFakeQuantize
+from embedl_deploy.rewriting import PassRecord
+
+ForwardLoop: TypeAlias = Callable[[nn.Module], object] | Iterable[object]
+"""Runs the model on data itself, or yields inputs: a tensor, a tuple or a dict each."""
+
+Progress: TypeAlias = Callable[[int], object]
+"""Told the number of forward passes after each one."""
+
+
+def calibrate_stubs(
+    model: nn.Module, forward_loop: ForwardLoop | None, progress: Progress | None = None
+) -> PassRecord:
+    """Watches every activation over one pass through the data, then fixes the scales.
+
+    The model runs in eval mode, without gradients and unrounded: what is seen does not depend
+    on scales that are not there yet. If the loop is interrupted the statistics stay in the stubs,
+    and the next call goes on from them.
+
+    Args:
+        model: A model with ``QuantStub`` modules; changed in place.
+        forward_loop: Runs the model, or the inputs to run it on. ``None`` is fine for a model
+            without stubs.
+        progress: Told after each forward pass.
+
+    Raises:
+        CalibrationError: No data, a loop that never ran the model, a tensor that was never seen,
+            NaN or infinity in an activation.
+    """
+    stubs = [stub for _, stub in stubs_of(model)]
+    if not stubs:
+        return PassRecord(
+            "calibration", notes=("no activation is quantized: nothing to calibrate",)
+        )
+    if forward_loop is None:
+        raise CalibrationError(
+            f"{len(stubs)} activations need data for their scales, got forward_loop=None: pass a "
+            "callable that runs the model, or an iterable of inputs"
+        )
+    with _observing(model, stubs), _counting(model, progress) as count:
+        _run(model, forward_loop)
+    if count.passes == 0:
+        raise CalibrationError(
+            "forward_loop never ran the model it was given: call the model on calibration inputs, "
+            f"{len(stubs)} activations saw no data"
+        )
+    for stub in stubs:
+        stub.finish_observing()
+    return PassRecord("calibration", notes=(f"calibrated on {count.passes} forward passes",))
+
+
+class _Count:
+    passes = 0
+
+
+@contextmanager
+def _counting(model: nn.Module, progress: Progress | None) -> Iterator[_Count]:
+    count = _Count()
+
+    def after_forward(module: nn.Module, args: object, output: object) -> None:
+        del module, args, output
+        count.passes += 1
+        if progress is not None:
+            progress(count.passes)
+
+    handle = model.register_forward_hook(after_forward)
+    try:
+        yield count
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _observing(model: nn.Module, stubs: list[QuantStub]) -> Iterator[None]:
+    weights = [module for module in model.modules() if isinstance(module, WeightFakeQuantize)]
+    was_quantizing = [weight.quantizing for weight in weights]
+    was_training = model.training
+    if was_training:
+        model.eval()
+    for stub in stubs:
+        stub.start_observing()
+    for weight in weights:
+        weight.quantizing = False
+    try:
+        yield
+    finally:
+        for stub in stubs:
+            stub.observing = False
+        for weight, flag in zip(weights, was_quantizing, strict=True):
+            weight.quantizing = flag
+        if was_training:
+            model.train()
+
+
+def _run(model: nn.Module, forward_loop: ForwardLoop) -> None:
+    with torch.no_grad():
+        if isinstance(forward_loop, Iterable):
+            for inputs in forward_loop:
+                _forward(model, inputs)
+        else:
+            forward_loop(model)
+
+
+def _forward(model: nn.Module, inputs: object) -> None:
+    """Runs the model on one item of a data set, leaving out what it does not take."""
+    names = _input_names(model)
+    if isinstance(inputs, Mapping):
+        named = cast("Mapping[str, object]", inputs)
+        taken = {name: named[name] for name in named if names is None or name in names}
+        model(**taken)
+    elif isinstance(inputs, (list, tuple)):
+        items = cast("tuple[object, ...]", tuple(inputs))
+        model(*(items if names is None else items[: len(names)]))
+    else:
+        model(cast("Tensor", inputs))
+
+
+def _input_names(model: nn.Module) -> tuple[str, ...] | None:
+    """Returns the names of the arguments a traced model takes, ``None`` where it does not tell."""
+    graph = getattr(model, "graph", None)
+    information = getattr(getattr(graph, "_codegen", None), "pytree_info", None)
+    names = getattr(information, "orig_args", None)
+    return tuple(name for name in names if name != "self") if names is not None else None

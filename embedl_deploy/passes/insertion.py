@@ -1,0 +1,239 @@
+"""Places quantizers where the patterns of a backend ask for them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from embedl_deploy.graph.nodes import input_nodes, module_of, source_line
+from embedl_deploy.graph.provenance import Rewrite, origin_of, record_rewrite
+from embedl_deploy.modules.fused import WeightedFused
+from embedl_deploy.modules.fused_conv import fused_conv
+from embedl_deploy.modules.fused_linear import fused_linear
+from embedl_deploy.modules.kinds import CONVOLUTIONS, LINEARS
+from embedl_deploy.passes.points import WEIGHT, Point, is_float_tensor, points_of
+from embedl_deploy.passes.skip_rules import SkipRules
+from embedl_deploy.quantization.config import QuantConfig, TensorQuantConfig
+from embedl_deploy.quantization.placement import Placement
+from embedl_deploy.quantization.stub import QuantStub
+from embedl_deploy.quantization.weights import WeightFakeQuantize
+from embedl_deploy.rewriting import PassRecord, PatternMatch, Refusal, SiteRecord
+from embedl_deploy.rewriting.records import site_record
+from embedl_deploy.rewriting.workspace import Workspace
+
+
+def insert_quantizers(
+    graph_module: GraphModule,
+    matches: Sequence[PatternMatch],
+    config: QuantConfig,
+    placement: Placement,
+) -> PassRecord:
+    """Gives every operand that a match names its quantizer; changes the graph in place.
+
+    A tensor gets one stub, read by all quantized readers; other readers keep the tensor itself.
+    A weight gets one ``WeightFakeQuantize`` on the folded weight, whoever calls the layer.
+
+    Args:
+        graph_module: A graph whose module objects are its own.
+        matches: Of quantized patterns; those with ``apply=False`` are left alone.
+        config: Precisions, and what to skip.
+        placement: How the target takes quantized tensors.
+    """
+    insertion = _Insertion(graph_module, config, placement)
+    insertion.quantize_all(matches)
+    unmet = insertion.skip.unmet(("stub", "weight"))
+    return PassRecord(
+        "quantization",
+        tuple(insertion.applied),
+        tuple(insertion.refused),
+        notes=(*insertion.notes, *unmet),
+    )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A point, and the reason to leave it alone if there is one."""
+
+    point: Point
+    reason: str | None
+
+
+class _Insertion:
+    """The state of one run over a graph."""
+
+    def __init__(
+        self, graph_module: GraphModule, config: QuantConfig, placement: Placement
+    ) -> None:
+        self.graph_module = graph_module
+        self.config = config
+        self.placement = placement
+        self.workspace = Workspace(graph_module)
+        self.skip = SkipRules(config.skip, graph_module)
+        self.activation, self.notes = _accepted_activation(config.activation, placement)
+        self.stubs: dict[Node, Node] = {}
+        self.wrappers: dict[int, WeightedFused] = {}
+        self.applied: list[SiteRecord] = []
+        self.refused: list[SiteRecord] = []
+
+    def quantize_all(self, matches: Sequence[PatternMatch]) -> None:
+        """Places the quantizers of all matches, those that only share a stub last."""
+        sharing = [match for match in matches if self._only_shares(match)]
+        for match in matches:
+            if match not in sharing:
+                self.quantize(match)
+        for match in sharing:
+            self.quantize(match)
+
+    def quantize(self, match: PatternMatch) -> None:
+        """Places the quantizers of one match, or records why not."""
+        reason = self._decline(match)
+        if reason is not None:
+            self._refuse(match, reason)
+            return
+        work = [_Work(point, self._objection(match, point)) for point in points_of(match)]
+        reasons = dict.fromkeys(item.reason for item in work if item.reason is not None)
+        for item_reason in reasons:
+            self._refuse(match, item_reason)
+        placed = [self._place(match, item.point) for item in work if item.reason is None]
+        if placed:
+            self.applied.append(site_record(match, made=", ".join(dict.fromkeys(placed))))
+
+    def _decline(self, match: PatternMatch) -> str | None:
+        if not match.apply:
+            return "vetoed in the plan"
+        if match.refusal is not None:
+            return str(match.refusal)
+        decision = self.placement.decision(match.pattern.name)
+        return None if decision.quantized else decision.reason
+
+    def _only_shares(self, match: PatternMatch) -> bool:
+        return self.placement.decision(match.pattern.name).only_if_shared
+
+    def _objection(self, match: PatternMatch, point: Point) -> str | None:
+        if point.slot == WEIGHT:
+            if self.config.weight is None:
+                return "the configuration leaves weights in float"
+            return self.skip.reason("weight", point.node)
+        if self.activation is None:
+            return "the configuration leaves activations in float"
+        if point.value is not None and not is_float_tensor(point.value):
+            return f"%{point.value.name} is no floating-point tensor"
+        if point.value not in self.stubs and self._only_shares(match):
+            return self.placement.decision(match.pattern.name).reason
+        return self.skip.reason("stub", point.node)
+
+    def _refuse(self, match: PatternMatch, reason: str) -> None:
+        self.refused.append(site_record(match, refusal=Refusal(reason, match.root)))
+
+    def _place(self, match: PatternMatch, point: Point) -> str:
+        """Places one quantizer and returns its name."""
+        if point.slot == WEIGHT:
+            return self._place_on_weight(point.node)
+        if point.slot is not None:
+            return self._place_in_module(point.node, point.slot)
+        assert point.value is not None
+        stub = self._stub_after(match, point.value)
+        point.node.args = tuple(
+            stub if argument is point.value else argument for argument in point.node.args
+        )
+        return stub.name
+
+    def _place_on_weight(self, node: Node) -> str:
+        layer = self._weighted(node)
+        if layer.weight_fake_quant is None:
+            assert self.config.weight is not None
+            weight, _ = layer.folded_weight_and_bias()
+            quantizer = WeightFakeQuantize(
+                self.config.weight, weight.shape, layer.weight_axis, site=_site(node)
+            )
+            layer.weight_fake_quant = quantizer.to(weight.device)
+        return f"{node.target}.weight_fake_quant"
+
+    def _weighted(self, node: Node) -> WeightedFused:
+        """Returns the fused module that ``node`` runs, wrapping a bare layer into one."""
+        module = module_of(node)
+        if isinstance(module, WeightedFused):
+            return module
+        assert module is not None
+        wrapper = self.wrappers.get(id(module))
+        if wrapper is None:
+            wrapper = self.wrappers[id(module)] = _wrapped(module)
+        node.target, _ = self.workspace.path_for(wrapper, self.workspace.container_of(node))
+        return wrapper
+
+    def _place_in_module(self, node: Node, slot: str) -> str:
+        module = module_of(node)
+        assert module is not None
+        holder = next((part for part in _holders(module) if hasattr(part, slot)), module)
+        if getattr(holder, slot) is None:
+            setattr(holder, slot, self._new_stub(f"{_site(node)}, {slot}", node))
+        return f"{node.target}.{slot}"
+
+    def _stub_after(self, match: PatternMatch, value: Node) -> Node:
+        known = self.stubs.get(value)
+        if known is not None:
+            return known
+        stub = self._new_stub(_site(value), value)
+        path, _ = self.workspace.path_for(stub, self.workspace.container_of(value))
+        graph = self.graph_module.graph
+        with graph.inserting_after(_last_placeholder(value)):
+            node = graph.call_module(path, (value,))
+        for key in ("val", "stack_trace", "nn_module_stack"):
+            if key in value.meta:
+                node.meta[key] = value.meta[key]
+        rewrite = Rewrite(match.pattern.name, match.stage, (origin_of(value),))
+        record_rewrite(node, rewrite, (value,))
+        self.stubs[value] = node
+        return node
+
+    def _new_stub(self, site: str, near: Node) -> QuantStub:
+        assert self.activation is not None
+        stub = QuantStub(self.activation, self.placement.activation_dtype, site)
+        device = getattr(near.meta.get("val"), "device", None)
+        return stub if device is None else stub.to(device)
+
+
+def accepted_dtypes(config: QuantConfig, placement: Placement) -> Iterable[str]:
+    """Yields a sentence for each precision asked for that the target has no kernels for."""
+    asked = (
+        ("activation", config.activation, placement.activation_precisions),
+        ("weight", config.weight, placement.weight_precisions),
+    )
+    for name, tensor, known in asked:
+        if tensor is not None and tensor.precision not in known:
+            listed = ", ".join(precision.name for precision in known)
+            yield f"{name} precision {tensor.precision.name} (known: {listed})"
+
+
+def _accepted_activation(
+    asked: TensorQuantConfig | None, placement: Placement
+) -> tuple[TensorQuantConfig | None, tuple[str, ...]]:
+    if asked is None or asked.symmetric or not placement.symmetric_activations:
+        return asked, ()
+    note = "the target takes symmetric activations only: asymmetric ones were made symmetric"
+    return replace(asked, symmetric=True), (note,)
+
+
+def _wrapped(module: nn.Module) -> WeightedFused:
+    if isinstance(module, CONVOLUTIONS):
+        return fused_conv(module)
+    assert isinstance(module, LINEARS), f"{type(module).__name__} has no weight to quantize"
+    return fused_linear(module)
+
+
+def _holders(module: nn.Module) -> tuple[nn.Module, ...]:
+    parts: tuple[nn.Module, ...] = getattr(module, "parts", ())
+    return (module, *parts)
+
+
+def _last_placeholder(value: Node) -> Node:
+    """Returns the last placeholder if ``value`` is one, so that placeholders stay together."""
+    while value.op == "placeholder" and value.next.op == "placeholder":
+        value = value.next
+    return value
+
+
+def _site(node: Node) -> str:
+    line = source_line(node)
+    return f"%{node.name}" + (f" ({line})" if line else "")

@@ -1,0 +1,112 @@
+"""Turns a calibrated graph into a flat one with integer weights, which engines take."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from embedl_deploy.errors import PreconditionError
+from embedl_deploy.graph.nodes import module_of, value_of
+from embedl_deploy.graph.record import has_record
+from embedl_deploy.graph.traced_module import TracedModule
+from embedl_deploy.modules.fused import WeightedFused
+from embedl_deploy.passes.flattening import attributes_of, flatten_call
+from embedl_deploy.passes.integer_weights import IntegerWeights, integer_weights
+from embedl_deploy.passes.quantization import own_modules
+from embedl_deploy.quantization.quantize_dequantize import QuantizeDequantize
+from embedl_deploy.quantization.stub import QuantStub, stubs_of
+from embedl_deploy.quantization.weights import WeightFakeQuantize
+
+
+def convert(model: GraphModule) -> GraphModule:
+    """Returns the flat graph that engines and exporters take; ``model`` is not changed.
+
+    - A stub becomes ``quantized_decomposed`` quantize and dequantize, with literal scales.
+    - A quantized weight becomes a buffer of integers and its ``dequantize_per_channel``, computed
+      on the folded weight; the folded bias stays float.
+    - Every module call becomes the ATen calls it makes. What no call reads is dropped, the
+      float copies of quantized weights first of all.
+
+    The values are those of ``model``: fake quantization and these ops round alike.
+
+    Raises:
+        PreconditionError: The graph was never traced, is in training mode, or is not calibrated.
+    """
+    _require_calibrated(model)
+    graph_module = own_modules(model)
+    _spell_stubs(graph_module)
+    _flatten(graph_module)
+    graph_module.graph.lint()
+    _drop_unread(graph_module)
+    if isinstance(graph_module, TracedModule):
+        graph_module.finish()
+    else:
+        graph_module.recompile()
+    return graph_module
+
+
+def _require_calibrated(model: GraphModule) -> None:
+    if not has_record(model):
+        raise PreconditionError(
+            "convert needs a transformed graph, got a model that was never traced: "
+            "call transform(model, args) or quantize(model, args, ...) first"
+        )
+    if model.training:
+        raise PreconditionError(
+            "convert needs a model in eval mode, got one in training mode: call model.eval()"
+        )
+    idle = [stub.site for _, stub in stubs_of(model) if not stub.quantizing]
+    if idle:
+        raise PreconditionError(
+            f"convert needs calibrated quantizers: {len(idle)} have no scale yet, the first at "
+            f"{idle[0]}: call calibrate(model, forward_loop)"
+        )
+
+
+def _spell_stubs(graph_module: GraphModule) -> None:
+    """Replaces each stub, wherever it is registered, by the quantize and dequantize ops."""
+    spelled: dict[int, nn.Module] = {}
+    for module in tuple(graph_module.modules()):
+        for name, child in module._modules.items():
+            if isinstance(child, QuantStub):
+                known = spelled.setdefault(id(child), QuantizeDequantize.of(child))
+                module._modules[name] = known
+
+
+def _flatten(graph_module: GraphModule) -> None:
+    weights: dict[int, IntegerWeights] = {}
+    for node in tuple(graph_module.graph.nodes):
+        module = module_of(node)
+        if module is None or not isinstance(value_of(node), Tensor):
+            continue
+        function: Callable[..., object] = module
+        quantizer = getattr(module, "weight_fake_quant", None)
+        if isinstance(module, WeightedFused) and isinstance(quantizer, WeightFakeQuantize):
+            if id(module) not in weights:
+                weights[id(module)] = integer_weights(graph_module, module, quantizer)
+            function = weights[id(module)].run
+        flatten_call(node, function, attributes_of(graph_module))
+
+
+def _drop_unread(graph_module: GraphModule) -> None:
+    """Unregisters the parameters, buffers and modules that no node of the graph reads."""
+    read = {str(node.target) for node in graph_module.graph.nodes if _reads_attribute(node)}
+    for path, module in reversed(tuple(graph_module.named_modules(remove_duplicate=False))):
+        if any(path == used or path.startswith(f"{used}.") for used in read if used):
+            continue
+        prefix = f"{path}." if path else ""
+        for tensors in (module._parameters, module._buffers):
+            for name in [name for name in tensors if f"{prefix}{name}" not in read]:
+                del tensors[name]
+        for name in [name for name, child in module._modules.items() if _is_empty(child)]:
+            if f"{prefix}{name}" not in read:
+                del module._modules[name]
+
+
+def _reads_attribute(node: Node) -> bool:
+    return node.op in ("get_attr", "call_module")
+
+
+def _is_empty(module: nn.Module | None) -> bool:
+    return module is None or not (module._parameters or module._buffers or module._modules)

@@ -1,0 +1,91 @@
+"""The integers that a quantized weight is made of, and the call that runs on them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from embedl_deploy.graph.transposed_linear import TransposedLinear
+from embedl_deploy.modules.fused import WeightedFused
+from embedl_deploy.quantization.grid import QuantGrid
+from embedl_deploy.quantization.quantize_dequantize import decomposed
+from embedl_deploy.quantization.weights import WeightFakeQuantize
+
+
+@dataclass(frozen=True)
+class IntegerWeights:
+    """A fused module, and registered buffers to run it on."""
+
+    module: WeightedFused
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    bias: Tensor | None
+    axis: int
+    grid: QuantGrid
+    dtype: torch.dtype
+    """Of the weight that the codes stand for."""
+
+    def run(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Runs the module on the weight that the codes stand for."""
+        weight = decomposed().dequantize_per_channel.default(
+            self.codes,
+            self.scale,
+            self.zero_point,
+            self.axis,
+            self.grid.quant_min,
+            self.grid.quant_max,
+            self.codes.dtype,
+            **({} if self.dtype == torch.float32 else {"out_dtype": self.dtype}),
+        )
+        return self.module.run_folded(x, weight, self.bias, residual)
+
+
+def integer_weights(
+    graph_module: GraphModule, module: WeightedFused, quantizer: WeightFakeQuantize
+) -> IntegerWeights:
+    """Rounds the folded weight of ``module`` and registers the integers beside its float weight.
+
+    The scale is spelled per channel even where there is one for the whole tensor, and a transposed
+    linear layer as a plain one: kernels take nothing else.
+    """
+    with torch.no_grad():
+        weight, bias = module.folded_weight_and_bias()
+        codes, scale = quantizer.codes_of(weight)
+    axis = module.weight_axis
+    scale = scale.expand(weight.shape[axis]).contiguous()
+    if isinstance(module.weighted, TransposedLinear):
+        codes, axis = codes.t().contiguous(), 0
+        _run_as_linear(module)
+    owner = module.weighted
+    return IntegerWeights(
+        module,
+        _register(owner, "weight_codes", codes),
+        _register(owner, "weight_scale", scale),
+        _register(owner, "weight_zero_point", torch.zeros_like(scale, dtype=torch.int64)),
+        bias if bias is None or bias is owner.bias else _register(owner, "folded_bias", bias),
+        axis,
+        quantizer.grid,
+        weight.dtype,
+    )
+
+
+def _register(owner: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """Registers a buffer under a free name and returns it."""
+    candidate, count = name, 0
+    while hasattr(owner, candidate):
+        count += 1
+        candidate = f"{name}_{count}"
+    tensor = tensor.detach()
+    owner.register_buffer(candidate, tensor)
+    return tensor
+
+
+def _run_as_linear(module: WeightedFused) -> None:
+    """Makes ``run_folded`` take a weight of shape (out, in)."""
+    transposed = module.weighted
+    rows, columns = transposed.weight.shape
+    plain = nn.Linear(rows, columns, bias=transposed.bias is not None, device="meta")
+    # The part of a fused module is a plain attribute, not a registered child.
+    object.__setattr__(module, "linear", plain)

@@ -1,0 +1,174 @@
+"""Quantizing a model: its precisions, and the steps from a float graph to an int8 one."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from embedl_deploy.backends.registry import resolve_backend
+from embedl_deploy.errors import CalibrationError, PreconditionError
+from embedl_deploy.graph.record import has_record, record_of
+from embedl_deploy.passes.calibration import ForwardLoop, Progress, calibrate_stubs
+from embedl_deploy.passes.integer_conversion import convert
+from embedl_deploy.passes.quantization import (
+    Matches,
+    fix_weight_scales,
+    own_modules,
+    quantize_graph,
+    report_stages,
+)
+from embedl_deploy.passes.skip_rules import named_rules
+from embedl_deploy.quantization import (
+    CalibrationMethod,
+    ModulesToSkip,
+    Precision,
+    QuantConfig,
+    QuantStub,
+    SmoothQuantConfig,
+    TensorQuantConfig,
+    WeightFakeQuantize,
+)
+from embedl_deploy.rewriting.backend import Backend
+from embedl_deploy.transformation import transform
+
+__all__ = [
+    "CalibrationMethod",
+    "ModulesToSkip",
+    "Precision",
+    "QuantConfig",
+    "QuantStub",
+    "SmoothQuantConfig",
+    "TensorQuantConfig",
+    "WeightFakeQuantize",
+    "calibrate",
+    "convert",
+    "insert_qdq",
+    "quantize",
+]
+
+_DEFAULT = QuantConfig()
+
+
+def quantize(
+    model: nn.Module | ExportedProgram,
+    args: tuple[object, ...] | None = None,
+    config: QuantConfig = _DEFAULT,
+    forward_loop: ForwardLoop | None = None,
+    freeze_weights: bool = False,
+    *,
+    kwargs: Mapping[str, object] | None = None,
+    backend: str | Backend | None = None,
+    progress: Progress | None = None,
+) -> GraphModule:
+    """Returns ``model`` with its activations and weights rounded as ``config`` says.
+
+    Smooths, inserts quantizers, and calibrates them. The result simulates the rounding in float,
+    trains, exports, and is what ``convert`` and ``lower`` take. Its report is
+    ``report_of(result)``. The model itself is not changed; the result shares its parameters until
+    it is trained.
+
+    Args:
+        model: The result of ``transform``, or any model that ``transform`` takes.
+        args: Example inputs, as a tuple; read only where the model is not transformed yet.
+        config: Precisions, what to skip, smoothing.
+        forward_loop: Runs the model it is given on calibration data, or yields inputs: a tensor,
+            a tuple or a dict each.
+        freeze_weights: Whether the scales of weights become constants. Otherwise they follow the
+            weights at each forward, as training needs.
+        kwargs: Example keyword inputs.
+        backend: A backend or its name; the one the graph was transformed for if None, else the
+            active one.
+        progress: Told the number of forward passes after each one.
+
+    Raises:
+        CalibrationError: Activations need data and there is none, or it is not usable.
+        QuantizationError: The backend cannot run what ``config`` asks for.
+    """
+    if config.activation is not None and forward_loop is None:
+        raise CalibrationError(
+            "static activation scales need data, got forward_loop=None: pass a callable that runs "
+            "the model or an iterable of inputs, or set QuantConfig(activation=None)"
+        )
+    chosen = _backend_for(model, backend)
+    graph = _transformed(model, args, kwargs, chosen)
+    if isinstance(model, nn.Module):
+        config = replace(config, skip=named_rules(config.skip, model))
+    inserted = quantize_graph(graph, None, config, chosen)
+    graph.recompile()
+    calibrated = calibrate_stubs(graph, forward_loop, progress)
+    if freeze_weights:
+        fix_weight_scales(graph)
+    report_stages(graph, chosen, (inserted, calibrated))
+    return graph
+
+
+def insert_qdq(
+    model: GraphModule,
+    matches: Matches | None = None,
+    config: QuantConfig = _DEFAULT,
+    *,
+    backend: str | Backend | None = None,
+) -> GraphModule:
+    """Returns a copy of ``model`` with quantizers in place, which pass values until calibrated.
+
+    Args:
+        model: The result of ``transform``.
+        matches: The places to quantize, as a plan holds them; those of the backend's patterns if
+            None. Matches with ``apply=False`` are left alone.
+        config: Precisions, and what to skip.
+        backend: As for ``quantize``.
+
+    Raises:
+        PreconditionError: ``model`` was not transformed.
+        QuantizationError: The backend cannot run what ``config`` asks for.
+    """
+    if not has_record(model):
+        raise PreconditionError(
+            "insert_qdq needs a transformed graph, got a model that was never traced: "
+            "call transform(model, args) first"
+        )
+    chosen = _backend_for(model, backend)
+    config = replace(config, skip=named_rules(config.skip, model))
+    graph = own_modules(model)
+    record = quantize_graph(graph, matches, config, chosen)
+    graph.recompile()
+    report_stages(graph, chosen, (record,))
+    return graph
+
+
+def calibrate(
+    model: GraphModule, forward_loop: ForwardLoop, progress: Progress | None = None
+) -> GraphModule:
+    """Sets the scales of ``model`` from one pass over data; changes it in place and returns it.
+
+    Args:
+        model: What ``insert_qdq`` returned.
+        forward_loop: As for ``quantize``.
+        progress: Told the number of forward passes after each one.
+
+    Raises:
+        CalibrationError: The data is missing or unusable; the message says which tensor and batch.
+    """
+    calibrate_stubs(model, forward_loop, progress)
+    return model
+
+
+def _backend_for(model: object, backend: str | Backend | None) -> Backend:
+    recorded = None
+    if isinstance(model, GraphModule) and has_record(model):
+        recorded = record_of(model).backend
+    return resolve_backend(backend, recorded)
+
+
+def _transformed(
+    model: nn.Module | ExportedProgram,
+    args: tuple[object, ...] | None,
+    kwargs: Mapping[str, object] | None,
+    backend: Backend,
+) -> GraphModule:
+    """Returns a transformed graph whose module objects are its own."""
+    if isinstance(model, GraphModule) and has_record(model):
+        return own_modules(model)
+    return own_modules(transform(model, args, kwargs, backend=backend).model)
