@@ -15,6 +15,7 @@ class ScaledDotProductAttention(nn.Module):
 
     The arguments are those of ``torch.nn.functional.scaled_dot_product_attention``. With
     ``enable_gqa`` the keys and values have fewer heads, each shared by a group of query heads.
+    Dropout acts in training mode only. A query that may see no key at all attends to nothing: 0.
 
     Source: Vaswani et al. 2017, equation 1, https://arxiv.org/abs/1706.03762
     """
@@ -63,7 +64,8 @@ class ScaledDotProductAttention(nn.Module):
         scale = 1.0 / math.sqrt(q.shape[-1]) if self.scale is None else self.scale
         scores = _quantized(self.query_stub, q) @ _quantized(self.key_stub, k).transpose(-2, -1)
         scores = _masked(scores * scale, mask, self.is_causal)
-        probabilities = functional.dropout(torch.softmax(scores, -1), self.dropout_p)
+        probabilities = _probabilities(scores, mask is not None)
+        probabilities = functional.dropout(probabilities, self.dropout_p, self.training)
         return _quantized(self.probabilities_stub, probabilities) @ _quantized(self.value_stub, v)
 
     def extra_repr(self) -> str:
@@ -99,7 +101,7 @@ class FusedAttention(Fused):
             k,
             v,
             attn_mask=mask,
-            dropout_p=core.dropout_p,
+            dropout_p=core.dropout_p if core.training else 0.0,
             is_causal=core.is_causal,
             scale=core.scale,
             enable_gqa=core.enable_gqa,
@@ -116,6 +118,15 @@ def _quantized(stub: Callable[[Tensor], Tensor] | None, x: Tensor) -> Tensor:
 def _repeat_heads(q: Tensor, shared: Tensor) -> Tensor:
     """Returns ``shared`` with each head repeated for the query heads that read it."""
     return shared.repeat_interleave(q.shape[-3] // shared.shape[-3], dim=-3)
+
+
+def _probabilities(scores: Tensor, may_see_nothing: bool) -> Tensor:
+    """Returns the softmax over keys, zero rather than NaN where every key is masked."""
+    probabilities = torch.softmax(scores, -1)
+    if not may_see_nothing:
+        return probabilities
+    sees_nothing = (scores == -math.inf).all(-1, keepdim=True)
+    return probabilities.masked_fill(sees_nothing, 0.0)
 
 
 def _masked(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:

@@ -21,6 +21,7 @@ class Fused(nn.Module):
             object.__setattr__(self, name, part)
         present = tuple(name for name, part in parts.items() if part is not None)
         self._part_names = (*self._part_names, *present)
+        self.training = self.parts[0].training
 
     @property
     def parts(self) -> tuple[nn.Module, ...]:

@@ -1,0 +1,25 @@
+"""The conversions that help every target."""
+
+from embedl_deploy.patterns.conversion import (
+    DecomposeAttention,
+    RemoveAssert,
+    RemoveIdentity,
+    RemoveIdentityPool,
+    RemoveNoOpArithmetic,
+    RemoveNoOpCast,
+    RemoveNoOpCopy,
+    RemoveNoOpReshape,
+)
+from embedl_deploy.patterns.recomposition import RecomposeAttention
+
+ANY_TARGET_CONVERSIONS = (
+    RemoveAssert,
+    RemoveIdentity,
+    RemoveNoOpCast,
+    RemoveNoOpCopy,
+    RemoveNoOpReshape,
+    RemoveNoOpArithmetic,
+    RemoveIdentityPool,
+    RecomposeAttention,
+    DecomposeAttention,
+)

@@ -1,0 +1,82 @@
+"""Finds attention that a model spells as single operations."""
+
+import torch
+from torch.fx import GraphModule, Node
+
+from embedl_deploy.graph.nodes import shape_of
+from embedl_deploy.modules import ScaledDotProductAttention
+from embedl_deploy.patterns.recomposition.attention_chain import (
+    PRODUCTS,
+    AttentionChain,
+    attention_chain,
+)
+from embedl_deploy.patterns.recomposition.attention_mask import combined_mask, objection_to_masks
+from embedl_deploy.rewriting import Pattern, PatternMatch, Phase, Refusal
+
+_ATEN = torch.ops.aten
+
+
+class RecomposeAttention(Pattern):
+    """Replaces ``softmax(q @ kᵀ * scale + mask) @ v`` with a ``ScaledDotProductAttention``.
+
+    Takes self and cross attention, causal, windowed and relative-position masks, filled and
+    added, scales before or after the product, transposed values, three to five dimensions.
+    Outputs move by rounding only; a query that sees no key gives 0 where the model gave NaN.
+    """
+
+    phase = Phase.CONVERSION
+    roots = PRODUCTS
+
+    def match(self, root: Node, graph_module: GraphModule) -> PatternMatch | Refusal | None:
+        chain = attention_chain(root)
+        if not isinstance(chain, AttentionChain):
+            return chain
+        return PatternMatch.of(
+            self,
+            graph_module,
+            root=root,
+            nodes=chain.nodes,
+            captures={
+                "query": chain.query,
+                "key": chain.key,
+                "value": chain.value,
+                "scores": chain.product,
+                "softmax": chain.softmax,
+            },
+        )
+
+    def check(self, match: PatternMatch) -> Refusal | None:
+        return objection_to_masks(_chain_of(match))
+
+    def replace(self, match: PatternMatch) -> Node:
+        chain = _chain_of(match)
+        core = ScaledDotProductAttention(scale=chain.scale, dropout_p=chain.dropout_p)
+        core.train(match.graph_module.training)
+        query, key, value = chain.query, chain.key, chain.value
+        if chain.query_scale is not None:
+            query = match.call_function(_ATEN.mul.Tensor, query, chain.query_scale)
+        if chain.key_is_transposed:
+            key = match.call_function(_ATEN.transpose.int, key, -2, -1)
+        if chain.value_is_transposed:
+            value = match.call_function(_ATEN.transpose.int, value, -2, -1)
+        mask = combined_mask(match, chain)
+        masks = () if mask is None else (mask,)
+        attended = match.call_module(core, query, key, value, *masks)
+        if chain.value_is_transposed:
+            return match.call_function(_ATEN.transpose.int, attended, -2, -1)
+        return _as_laid_out(match, attended)
+
+
+def _chain_of(match: PatternMatch) -> AttentionChain:
+    chain = attention_chain(match.root)
+    assert isinstance(chain, AttentionChain)
+    return chain
+
+
+def _as_laid_out(match: PatternMatch, attended: Node) -> Node:
+    """Makes the result contiguous where a view reads it: kernels may lay it out otherwise."""
+    is_viewed = any(reader.target is _ATEN.view.default for reader in match.root.users)
+    shape = shape_of(match.root)
+    if not is_viewed or shape is None or len(shape) != 4:
+        return attended
+    return match.call_function(_ATEN.contiguous.default, attended)
