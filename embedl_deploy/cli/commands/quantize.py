@@ -1,0 +1,77 @@
+"""``embedl-deploy quantize``: rounds a model to int8 and shows what was rounded."""
+
+import torch
+
+from embedl_deploy.cli.calibration_data import calibration_inputs, forward_loop
+from embedl_deploy.cli.console import Screen
+from embedl_deploy.cli.model_sources import load_model
+from embedl_deploy.cli.options import (
+    DEFAULT_BACKEND,
+    BackendOption,
+    DataOption,
+    InputsOption,
+    JsonOption,
+    ModelArgument,
+    OutputOption,
+    SamplesOption,
+    SeedOption,
+    input_shapes,
+)
+from embedl_deploy.cli.output_files import require_writable
+from embedl_deploy.cli.saved_programs import save_program
+from embedl_deploy.graph.distance import relative_error
+from embedl_deploy.graph.record import record_of
+from embedl_deploy.quantize import quantize
+from embedl_deploy.report.json_form import transformation_json
+from embedl_deploy.report.tables import stages_table
+from embedl_deploy.rewriting import TransformationReport
+
+
+def quantize_command(
+    model: ModelArgument,
+    backend: BackendOption = DEFAULT_BACKEND,
+    inputs: InputsOption = None,
+    data: DataOption = None,
+    samples: SamplesOption = 32,
+    output: OutputOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Rewrites MODEL and rounds it to int8; --output saves a .pt2 program that simulates it."""
+    screen = Screen(as_json=as_json)
+    require_writable(output)
+    with screen.step(f"loading {model}"):
+        loaded = load_model(model, input_shapes=input_shapes(inputs), seed=seed)
+        batches = calibration_inputs(loaded, data, samples)
+    if data is None:
+        screen.note("calibrating on random numbers: give --data for scales that mean something")
+    with screen.counted_step("calibrating", len(batches)) as on_input:
+        quantized = quantize(
+            loaded.model,
+            loaded.args,
+            forward_loop=forward_loop(batches, on_input),
+            freeze_weights=True,
+            kwargs=loaded.kwargs,
+            backend=backend,
+        )
+    with torch.no_grad():
+        error = relative_error(loaded.call(quantized), loaded.call())
+    if output is not None:
+        with screen.step(f"saving {output}"):
+            save_program(quantized, loaded.args, loaded.kwargs, output)
+    report = record_of(quantized).report
+    if isinstance(report, TransformationReport):
+        screen.show(stages_table(report.passes, f"{model} for {backend}"))
+    screen.show(f"relative difference to the model's own output: {error:.1e}")
+    screen.emit(
+        {
+            "model": model,
+            "report": (
+                transformation_json(report) if isinstance(report, TransformationReport) else None
+            ),
+            "relative_error": error,
+            "calibration_inputs": len(batches),
+            "calibration_data": data,
+            "output": None if output is None else str(output),
+        }
+    )

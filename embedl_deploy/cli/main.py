@@ -1,0 +1,50 @@
+"""The entry point: ``embedl-deploy``."""
+
+import json
+import sys
+
+import typer
+
+from embedl_deploy.cli.commands.quantize import quantize_command
+from embedl_deploy.cli.commands.transform import transform_command
+from embedl_deploy.cli.console import Screen, quiet_libraries
+from embedl_deploy.cli.exit_codes import exit_code_of
+from embedl_deploy.errors import EmbedlDeployError
+
+_HELP = """Takes trained PyTorch models to their targets, every step visible.
+
+Exit codes: 0 done; 1 an unforeseen error (with traceback); 2 wrong command line; 3 the model
+cannot be loaded; 4 it cannot be traced; 5 or rewritten; 6 or quantized; 7 or lowered; 8 a file
+cannot be written or read; 9 an optional library is missing.
+"""
+
+app = typer.Typer(
+    name="embedl-deploy",
+    help=_HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("transform")(transform_command)
+app.command("quantize")(quantize_command)
+
+
+def main() -> None:
+    """Runs the command line; ends the process with one of ``ExitCode``."""
+    quiet_libraries()
+    try:
+        app()
+    except EmbedlDeployError as error:
+        sys.exit(report_error(error, as_json="--json" in sys.argv))
+
+
+def report_error(error: EmbedlDeployError, *, as_json: bool) -> int:
+    """Prints an error of the family, without a traceback, and returns the exit code."""
+    code = exit_code_of(error)
+    Screen(as_json=as_json).error(str(error))
+    if as_json:
+        document = {
+            "error": {"kind": type(error).__name__, "message": str(error), "exit_code": int(code)}
+        }
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    return int(code)

@@ -1,0 +1,97 @@
+"""Arguments and options that several commands take."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedl_deploy.backends.registry import discover_backends
+
+DEFAULT_BACKEND = "inductor"
+
+
+class RunPrecision(StrEnum):
+    """What a lowered model computes in."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    INT8 = "int8"
+    """int8 where the backend's patterns allow it, the rest in bfloat16."""
+
+    INT8_FP32 = "int8-fp32"
+    """int8 where the backend's patterns allow it, the rest in float32."""
+
+    @property
+    def is_integer(self) -> bool:
+        """Returns whether the model has to be quantized."""
+        return self in (RunPrecision.INT8, RunPrecision.INT8_FP32)
+
+    @property
+    def rest_is_bf16(self) -> bool:
+        """Returns whether what stays floating point runs in bfloat16."""
+        return self in (RunPrecision.INT8, RunPrecision.BF16)
+
+
+def _known_backend(name: str) -> str:
+    known = discover_backends()
+    if name not in known:
+        raise typer.BadParameter(f"unknown backend {name!r}; known backends: {', '.join(known)}")
+    return name
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Returns ``"1x3x224x224"`` as (1, 3, 224, 224)."""
+    sizes = text.lower().replace(",", "x").split("x")
+    if not all(size.strip().isdigit() for size in sizes):
+        raise typer.BadParameter(f"a shape is written like 1x3x224x224, got {text!r}")
+    return tuple(int(size) for size in sizes)
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="module:factory, a .pt2 file, or a name that torchvision, timm or transformers "
+        "knows (resnet50, timm:vit_small_patch16_224, transformers:bert-base).",
+    ),
+]
+
+BackendOption = Annotated[
+    str, typer.Option("--backend", "-b", callback=_known_backend, help="The target.")
+]
+
+InputsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", "-i", help="Shape of an input, like 1x3x224x224; repeat for several inputs."
+    ),
+]
+
+SeedOption = Annotated[int, typer.Option(help="For random weights and inputs.")]
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document instead of tables.")
+]
+
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Where to write the result.")
+]
+
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Calibration data: module:function, which returns an iterable of inputs (a tensor, "
+        "a tuple of args or a dict of kwargs each). Random numbers if not given.",
+    ),
+]
+
+SamplesOption = Annotated[
+    int, typer.Option("--samples", min=1, help="How many inputs to calibrate on at most.")
+]
+
+
+def input_shapes(texts: list[str] | None) -> tuple[tuple[int, ...], ...]:
+    """Returns the shapes given on the command line."""
+    return tuple(parse_shape(text) for text in texts or ())
