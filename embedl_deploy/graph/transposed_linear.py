@@ -17,13 +17,20 @@ class TransposedLinear(nn.Module):
     bias: nn.Parameter | None
     """Shape (out,), or ``None``."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
-        self.weight = nn.Parameter(torch.empty(in_features, out_features))
+        self.weight = nn.Parameter(torch.empty(in_features, out_features, device=device, dtype=dtype))
         if bias:
-            self.bias = nn.Parameter(torch.empty(out_features))
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
@@ -40,6 +47,8 @@ class TransposedLinear(nn.Module):
         if self.bias is None:
             return x @ self.weight
         # addmm is what such layers call: the same kernel gives the same bits.
+        if x.dim() == 2:
+            return torch.addmm(self.bias, x, self.weight)
         flat = torch.addmm(self.bias, x.reshape(-1, self.in_features), self.weight)
         return flat.view(*x.shape[:-1], self.out_features)
 

@@ -4,7 +4,9 @@ import inspect
 import threading
 import traceback
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from torch.export import ExportedProgram
 
 from embedl_deploy.errors import TracingError
 from embedl_deploy.tracing.light_copy import light_copy
+from embedl_deploy.tracing.structures import Template, pack, unpack
 
 _TORCH_ROOT = str(Path(torch.__file__).parent)
 _OWN_ROOT = str(Path(__file__).parent.parent)
@@ -24,24 +27,54 @@ def export_model(
     args: tuple[object, ...],
     kwargs: Mapping[str, object],
     dynamic_shapes: object | None,
-) -> ExportedProgram:
+) -> "Exported":
     """Returns ``model`` as an ExportedProgram; the model itself is never run or changed.
 
     Raises:
         TracingError: The inputs do not fit ``forward``, or the model cannot be exported.
     """
     check_inputs(model, args, kwargs)
+    packed, inputs = pack((args, dict(kwargs)))
+    packed_args, packed_kwargs = cast("tuple[tuple[object, ...], dict[str, object]]", packed)
+    copied = light_copy(model)
+    outputs = _take_apart(copied, inputs)
     with _LOCK, torch.enable_grad():
         try:
-            return torch.export.export(
-                light_copy(model),
-                args,
-                dict(kwargs),
+            program = torch.export.export(
+                copied,
+                packed_args,
+                packed_kwargs,
                 dynamic_shapes=dynamic_shapes,  # pyright: ignore[reportArgumentType]  # checked by torch.export
                 strict=False,
             )
         except Exception as error:
             raise TracingError(_explain(model, error)) from error
+    return Exported(program, inputs, outputs[-1] if outputs else None)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported model, and how its inputs and outputs differ from what pytree knows."""
+
+    program: ExportedProgram
+    inputs: Template | None
+    outputs: Template | None
+
+
+def _take_apart(copied: nn.Module, inputs: Template | None) -> list[Template | None]:
+    """Makes ``copied`` take and return stand-ins; the list receives the outputs' templates."""
+    outputs: list[Template | None] = []
+    original = type(copied)
+
+    def call(self: nn.Module, *args: object, **kwargs: object) -> object:
+        real = cast("tuple[tuple[object, ...], dict[str, object]]", unpack((args, kwargs), inputs))
+        packed, template = pack(original.__call__(self, *real[0], **real[1]))
+        outputs.append(template)
+        return packed
+
+    names = {"__call__": call, "__module__": original.__module__}
+    copied.__class__ = type(original.__name__, (original,), names)
+    return outputs
 
 
 def check_inputs(model: nn.Module, args: object, kwargs: Mapping[str, object]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import Node
-from torch.fx.node import map_arg
+from torch.fx.node import Argument, map_arg
 
 from embedl_deploy.tracing.program import Program, State
 
@@ -18,6 +18,14 @@ _COPIES = (
     _aten.detach.default,
     _aten.alias.default,
     _aten.clone.default,
+)
+_LIKE = (
+    _aten.new_zeros.default,
+    _aten.new_ones.default,
+    _aten.new_full.default,
+    _aten.zeros_like.default,
+    _aten.ones_like.default,
+    _aten.full_like.default,
 )
 _LARGEST = 1 << 24
 """Elements; a larger constant is kept only if it is no larger than what it is made from."""
@@ -63,7 +71,7 @@ def _constant_nodes(program: Program) -> dict[Node, None]:
             and _is_pure(node)
             # What the model returns must be a tensor of its own in every call.
             and all(user.op != "output" for user in node.users)
-            and all(read in constant for read in node.all_input_nodes)
+            and (_reads_no_values(node) or all(read in constant for read in node.all_input_nodes))
         ):
             constant[node] = None
     # A list or a number has no buffer to live in: what only non-constants read stays a call.
@@ -90,6 +98,14 @@ def _is_pure(node: Node) -> bool:
     return not _is_too_large(node)
 
 
+def _reads_no_values(node: Node) -> bool:
+    """Tells whether ``node`` takes only dtype, device and known sizes from its input."""
+    if node.target not in _LIKE or len(node.all_input_nodes) != 1:
+        return False
+    sizes = [*node.meta["val"].shape, *node.all_input_nodes[0].meta["val"].shape]
+    return all(isinstance(size, int) for size in sizes)
+
+
 def _is_too_large(node: Node) -> bool:
     size = _size(node)
     return size > _LARGEST and size > sum(_size(read) for read in node.all_input_nodes)
@@ -108,7 +124,7 @@ def _values(
     program: Program, constant: dict[Node, None], edge: list[Node]
 ) -> dict[Node, Tensor]:
     """Computes the constants of ``edge``; what they are made from is freed on the way."""
-    needed = _needed(edge)
+    needed = _needed(constant, edge)
     readers = {node: sum(user in needed for user in node.users) for node in needed}
     kept = dict.fromkeys(edge)
     values: dict[Node, object] = {}
@@ -118,29 +134,41 @@ def _values(
                 continue
             values[node] = _value(program, node, values)
             for read in node.all_input_nodes:
+                if read not in readers:
+                    continue
                 readers[read] -= 1
                 if readers[read] == 0 and read not in kept:
                     del values[read]
     return {node: cast("Tensor", values[node]) for node in edge}
 
 
-def _needed(edge: list[Node]) -> dict[Node, None]:
+def _needed(constant: dict[Node, None], edge: list[Node]) -> dict[Node, None]:
     needed: dict[Node, None] = {}
     pending = list(edge)
     while pending:
         node = pending.pop()
         if node not in needed:
             needed[node] = None
-            pending.extend(node.all_input_nodes)
+            pending.extend(read for read in node.all_input_nodes if read in constant)
     return needed
 
 
 def _value(program: Program, node: Node, values: dict[Node, object]) -> object:
     if node.op == "get_attr":
         return program.state[str(node.target)].tensor
-    args = cast("tuple[object, ...]", map_arg(node.args, values.__getitem__))  # pyright: ignore[reportArgumentType]  # values are tensors, not nodes
-    kwargs = cast("dict[str, object]", map_arg(node.kwargs, values.__getitem__))  # pyright: ignore[reportArgumentType]  # as above
+
+    def value(read: Node) -> Argument:
+        return cast("Argument", values[read] if read in values else _empty(read))
+
+    args = cast("tuple[object, ...]", map_arg(node.args, value))
+    kwargs = cast("dict[str, object]", map_arg(node.kwargs, value))
     return cast("Callable[..., object]", node.target)(*args, **kwargs)
+
+
+def _empty(node: Node) -> Tensor:
+    """Returns a tensor of the shape, dtype and device of ``node`` that takes no memory."""
+    value: Tensor = node.meta["val"]
+    return torch.empty((), dtype=value.dtype, device=value.device).expand(value.shape)
 
 
 def _copied(node: Node) -> Node | None:

@@ -1,4 +1,4 @@
-"""Takes the bodies of ``torch.no_grad`` blocks out of their higher-order operation."""
+"""Takes the bodies of ``no_grad`` and ``autocast(enabled=False)`` blocks out of their operation."""
 
 from typing import cast
 
@@ -11,47 +11,54 @@ from embedl_deploy.tracing.program import Program
 
 _aten = torch.ops.aten
 _SET_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
+_AUTOCAST = torch.ops.higher_order.wrap_with_autocast
+_AUTOCAST_NOTE = (
+    "the model switches autocast off in places (rotary embeddings do): a graph run under autocast "
+    "computes them in the lower precision"
+)
 
 
-def inline_grad_modes(program: Program) -> None:
-    """Replaces ``no_grad`` blocks by their operations, and their results by detached ones.
+def inline_blocks(program: Program) -> None:
+    """Replaces such blocks by their operations, which become visible to patterns.
 
-    Values and gradients are the same; the operations become visible to patterns.
+    Values and gradients are the same: what leaves a ``no_grad`` block is detached. A block that
+    only switches autocast off loses that effect, and the record says so.
     """
     graph = program.graph
-    pending = [node for node in graph.nodes if _is_block(node)]
+    pending = [node for node in graph.nodes if _body_position(node) is not None]
     while pending:
         block = pending.pop(0)
-        enabled, body_node, *inputs = block.args
-        body = program.attributes.get(str(cast("Node", body_node).target))
+        position = cast("int", _body_position(block))
+        body_node = cast("Node", block.args[position])
+        body = program.attributes.get(str(body_node.target))
         if not isinstance(body, GraphModule):
             continue
-        results = _inlined(program, block, body, inputs, detached=enabled is False)
+        detached = block.target is _SET_GRAD and block.args[0] is False
+        if block.target is _AUTOCAST and _AUTOCAST_NOTE not in program.record.notes:
+            program.record.notes.append(_AUTOCAST_NOTE)
+        inputs = list(block.args[position + 1 :])
+        results, inner = _inlined(program, block, body, inputs, detached)
         for user in list(block.users):
             user.replace_all_uses_with(cast("Node", results[cast("int", user.args[1])]))
             graph.erase_node(user)
-        inner = [node for node in _between(body_node, block) if _is_block(node)]
         graph.erase_node(block)
-        _forget(program, cast("Node", body_node))
+        _forget(program, body_node)
         pending.extend(inner)
 
 
-def _is_block(node: Node) -> bool:
-    return node.op == "call_function" and node.target is _SET_GRAD
-
-
-def _between(first: Argument, last: Node) -> list[Node]:
-    found: list[Node] = []
-    node = last.prev
-    while node is not first and node.op != "root":
-        found.append(node)
-        node = node.prev
-    return found[::-1]
+def _body_position(node: Node) -> int | None:
+    """Returns which argument of ``node`` is the body, None if it is no block to take apart."""
+    if node.op == "call_function" and node.target is _SET_GRAD:
+        return 1
+    is_autocast = node.op == "call_function" and node.target is _AUTOCAST
+    return 4 if is_autocast and node.args[2] is False else None
 
 
 def _inlined(
     program: Program, block: Node, body: GraphModule, inputs: list[Argument], detached: bool
-) -> list[Argument]:
+) -> tuple[list[Argument], list[Node]]:
+    """Copies ``body`` before ``block``; returns its results and the blocks inside it."""
+    inner: list[Node] = []
     mapped: dict[Node, Argument] = {}
     remaining = iter(inputs)
     with program.graph.inserting_before(block):
@@ -60,10 +67,12 @@ def _inlined(
                 mapped[node] = next(remaining)
             elif node.op == "output":
                 found = cast("list[Argument]", map_arg(node.args[0], mapped.__getitem__))  # pyright: ignore[reportArgumentType]  # literals may be outputs
-                return [_detached(value) if detached else value for value in found]
+                return [_detached(value) if detached else value for value in found], inner
             else:
-                mapped[node] = _copied(program, node, body, mapped)
-    return []
+                copied = _copied(program, node, body, mapped)
+                mapped[node] = copied
+                inner.extend([copied] if _body_position(copied) is not None else [])
+    raise AssertionError("a block without an output")
 
 
 def _copied(

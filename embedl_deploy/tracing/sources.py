@@ -1,6 +1,7 @@
 """The kinds of model that can be traced, and how each becomes a program."""
 
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 from torch.export import ExportedProgram
@@ -10,6 +11,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from embedl_deploy.errors import TracingError
 from embedl_deploy.graph.record import has_record
 from embedl_deploy.graph.traced_module import TracedModule, structural_copy
+from embedl_deploy.tracing.codegen import StructuredCodeGen
 from embedl_deploy.tracing.export import export_model
 from embedl_deploy.tracing.program import Program, program_of_export, program_of_graph_module
 from embedl_deploy.tracing.ranges import range_constraints
@@ -59,9 +61,11 @@ def _traced(
         raise TracingError(
             f"tracing {type(model).__name__} needs example inputs: pass args=(x, ...) or kwargs"
         )
-    program = program_of_export(
-        export_model(model, args if args is not None else (), kwargs, dynamic_shapes), model
-    )
+    exported = export_model(model, args if args is not None else (), kwargs, dynamic_shapes)
+    program = program_of_export(exported.program, model)
+    if exported.inputs is not None or exported.outputs is not None:
+        info = cast("_PyTreeCodeGen", program.graph._codegen).pytree_info
+        program.graph.set_codegen(StructuredCodeGen(info, exported.outputs))
     program.record.dynamic_shapes = dynamic_shapes
     return program
 

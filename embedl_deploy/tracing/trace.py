@@ -10,11 +10,12 @@ from embedl_deploy.graph.traced_module import TracedModule, own_tensors
 from embedl_deploy.tracing.clean import remove_asserts, remove_dead_code
 from embedl_deploy.tracing.fold import fold_constants
 from embedl_deploy.tracing.functional import make_functional
-from embedl_deploy.tracing.inline import inline_grad_modes
+from embedl_deploy.tracing.inline import inline_blocks
 from embedl_deploy.tracing.lift import lift
 from embedl_deploy.tracing.module_tree import build_module
 from embedl_deploy.tracing.program import Program
 from embedl_deploy.tracing.sources import Source, program_of
+from embedl_deploy.tracing.vmap import write_out_vmap
 
 Tracer = Literal["auto", "export", "fx"]
 
@@ -52,7 +53,8 @@ def trace(
 
 
 def _module_of(program: Program) -> TracedModule:
-    inline_grad_modes(program)
+    inline_blocks(program)
+    write_out_vmap(program)
     remove_asserts(program.graph)
     make_functional(program)
     fold_constants(program)
