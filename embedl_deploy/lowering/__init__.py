@@ -1,1 +1,1 @@
-"""Lowering: a graph is cut into convex subgraphs, each built by an engine, and put together again."""
+"""Lowering: a graph is cut into convex subgraphs, each built by an engine, and stitched."""

@@ -114,7 +114,7 @@ class _Quotient:
         return through
 
     def indirect_path(self, first: int, last: int) -> tuple[bool, int]:
-        """Tells whether a path leads from first to last through a third vertex, and the edges seen."""
+        """Tells whether a path leads through a third vertex, and how many edges it looked at."""
         seen = {first, last}
         stack = [here for here in self.readers.get(first, ()) if here != last]
         looked = len(stack)
@@ -153,10 +153,8 @@ def _merge(
         return groups
     if quotient.group_count * len(quotient.reads) > _MERGE_BITS:
         return groups
-    label_of: dict[int, str] = {}
-    for group, label in zip(groups, labels, strict=True):
-        if label is not None:
-            label_of[group] = label
+    pairs = zip(groups, labels, strict=True)
+    label_of = {group: label for group, label in pairs if label is not None}
     final = _merge_pairs(quotient, label_of)
     return [final[group] if group >= 0 else -1 for group in groups]
 

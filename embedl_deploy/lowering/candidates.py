@@ -1,0 +1,91 @@
+"""Which engines may take which nodes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch.fx import GraphModule, Node
+
+from embedl_deploy.engines.catalog import engine_from
+from embedl_deploy.engines.engine import Engine
+from embedl_deploy.graph.nodes import module_path, source_line
+from embedl_deploy.graph.text import label as operation_text
+from embedl_deploy.lowering.report import NodeRefusal
+from embedl_deploy.lowering.units import is_step
+
+EngineChoice = object
+"""An engine name, class, config or engine that was not built yet."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The engines by label, and what each said about every node."""
+
+    engines: Mapping[str, Engine]
+    """In order of preference; prototypes, never built themselves."""
+
+    takers: Mapping[Node, Sequence[str]]
+    refusals: tuple[NodeRefusal, ...]
+
+
+def candidates_of(
+    graph_module: GraphModule,
+    engines: Sequence[EngineChoice],
+    pins: Mapping[str, EngineChoice],
+) -> Candidates:
+    """Asks every engine about every node.
+
+    Args:
+        graph_module: A flat graph.
+        engines: In order of preference.
+        pins: From a pattern of module paths (``"encoder.*"``) to the engine for the nodes made
+            there; that engine or eager. The first pattern that matches counts.
+
+    Raises:
+        ValueError: A name is no engine's, or an object is none.
+    """
+    prototypes: dict[str, Engine] = {}
+    order = [_labelled(engine_from(choice), prototypes) for choice in engines]
+    pinned = {
+        pattern: _labelled(engine_from(choice), prototypes) for pattern, choice in pins.items()
+    }
+    takers: dict[Node, Sequence[str]] = {}
+    refusals: list[NodeRefusal] = []
+    for node in graph_module.graph.nodes:
+        if not is_step(node):
+            continue
+        asked = _pinned_to(node, pinned) if pinned else None
+        taken: list[str] = []
+        for name in order if asked is None else [asked]:
+            refusal = prototypes[name].supports(node)
+            if refusal is None:
+                taken.append(name)
+            else:
+                refusals.append(_node_refusal(name, node, refusal.reason))
+        takers[node] = taken
+    return Candidates(prototypes, takers, tuple(refusals))
+
+
+def _labelled(engine: Engine, prototypes: dict[str, Engine]) -> str:
+    """Files ``engine`` under a label of its own, or finds the equal one that is there."""
+    name, count = engine.name, 1
+    label = name
+    while label in prototypes:
+        if prototypes[label].key() == engine.key():
+            return label
+        count += 1
+        label = f"{name}-{count}"
+    prototypes[label] = engine
+    return label
+
+
+def _pinned_to(node: Node, pinned: Mapping[str, str]) -> str | None:
+    path = module_path(node)
+    for pattern, name in pinned.items():
+        if fnmatchcase(path, pattern) or path == pattern.removesuffix(".*"):
+            return name
+    return None
+
+
+def _node_refusal(engine: str, node: Node, reason: str) -> NodeRefusal:
+    return NodeRefusal(engine, node.name, operation_text(node), reason, source_line(node))

@@ -1,0 +1,339 @@
+"""Splits a traced graph into its signature and a flat core of tensors in, tensors out."""
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import SymBool, SymFloat, SymInt, Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import _PyTreeCodeGen
+from torch.fx.node import Argument
+from torch.utils import _pytree as pytree
+
+from embedl_deploy.errors import LoweringError
+from embedl_deploy.lowering.expressions import symbols_in
+from embedl_deploy.lowering.memory_format import format_of
+from embedl_deploy.lowering.signature import (
+    ConstantInput,
+    ConstantOutput,
+    InputLeaf,
+    OutputLeaf,
+    Parameter,
+    ParameterKind,
+    PassedInput,
+    Result,
+    Signature,
+    SizeInput,
+    SizeOutput,
+    TensorInput,
+)
+from embedl_deploy.lowering.sizes import (
+    constraints_of,
+    recorded_ranges,
+    size_of,
+    symbol_ranges,
+    symbol_sources,
+)
+from embedl_deploy.lowering.structure import (
+    Branch,
+    Structure,
+    StructureMismatchError,
+    structure_of,
+    take_apart,
+)
+
+_CHECKS = (
+    torch.ops.aten._assert_tensor_metadata.default,
+    torch.ops.aten.sym_constrain_range.default,
+    torch.ops.aten.sym_constrain_range_for_size.default,
+)
+"""What tracing left to check inputs; the guards do that, and engines do not take it."""
+
+
+@dataclass(frozen=True)
+class CoreGraph:
+    """A graph without nesting: tensors in, a tuple of tensors out."""
+
+    module: GraphModule
+    """Takes ``signature.arguments``, returns the tuple of results."""
+
+    signature: Signature
+    examples: tuple[object, ...]
+    """The example arguments of ``module``."""
+
+
+def core_of(
+    graph_module: GraphModule,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    python_signature: inspect.Signature | None = None,
+    ranges: Mapping[str, tuple[int, int | None]] | None = None,
+) -> CoreGraph:
+    """Returns the flat core of ``graph_module`` and the signature that surrounds it.
+
+    Args:
+        graph_module: A traced graph; parameters are shared, not copied.
+        args: Example arguments.
+        kwargs: Example keyword arguments.
+        python_signature: Of the model's own ``forward``: parameter names, kinds and defaults.
+        ranges: Smallest and largest value of symbols.
+
+    Raises:
+        LoweringError: The example arguments do not have the structure of the traced ones.
+    """
+    parameters, output = _parameters(graph_module, args, kwargs, python_signature)
+    examples = _example_leaves(parameters, args, kwargs)
+    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    if len(placeholders) != len(examples):
+        raise LoweringError(
+            f"the graph takes {len(placeholders)} values, the example arguments hold "
+            f"{len(examples)}: pass arguments of the structure that the model was traced with"
+        )
+    inputs = tuple(
+        _input_leaf(node, value, name)
+        for node, (name, value) in zip(placeholders, examples, strict=True)
+    )
+    declared = {**recorded_ranges(placeholders), **(ranges or {})}
+    symbols = symbol_ranges(inputs, [value for _, value in examples], declared)
+    builder = _Builder(graph_module, placeholders, inputs, frozenset(symbols))
+    outputs = builder.build()
+    signature = Signature(
+        parameters=parameters,
+        inputs=inputs,
+        arguments=tuple(builder.used),
+        output=output if output is not None else _flat_output(builder.output_is_tuple, outputs),
+        outputs=outputs,
+        symbols=symbols,
+        constraints=constraints_of(placeholders, symbols),
+        symbol_sources=symbol_sources(inputs),
+    )
+    values = tuple(examples[index][1] for index in builder.used)
+    return CoreGraph(builder.module, signature, values)
+
+
+def _flat_output(is_tuple: bool, outputs: Sequence[OutputLeaf]) -> Structure:
+    spec = pytree.tree_structure(tuple(range(len(outputs))) if is_tuple else 0)
+    return structure_of(spec)
+
+
+def _parameters(
+    graph_module: GraphModule,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    python_signature: inspect.Signature | None,
+) -> tuple[tuple[Parameter, ...], Structure | None]:
+    """Returns the parameters of ``forward``, and the structure of the output if it is nested."""
+    codegen = graph_module.graph._codegen
+    if not isinstance(codegen, _PyTreeCodeGen):
+        names = [str(node.target) for node in graph_module.graph.nodes if node.op == "placeholder"]
+        spec = pytree.tree_structure((tuple(range(len(names))), {}))
+        return _named(names, structure_of(spec)), None
+    info = codegen.pytree_info
+    structure = structure_of(info.in_spec)
+    output = None if info.out_spec is None else structure_of(info.out_spec)
+    if python_signature is not None:
+        declared = _declared(python_signature, structure, args, kwargs)
+        if declared is not None:
+            return declared, output
+    return _named(info.orig_args, structure), output
+
+
+def _named(names: Sequence[str], structure: Structure) -> tuple[Parameter, ...]:
+    """Returns one parameter for each argument that was traced, under the name tracing gave it."""
+    positional, keyword = _halves(structure)
+    children = [*positional.children, *keyword.children]
+    keys = [str(key) for key in keyword.context] if isinstance(keyword.context, list) else []
+    given = list(names)[: len(positional.children)]
+    given += [f"arg{i}" for i in range(len(given), len(positional.children))]
+    kind = ParameterKind.POSITIONAL_OR_KEYWORD
+    named = zip([*given, *keys], children, strict=True)
+    return tuple(Parameter(name, kind, child) for name, child in named)
+
+
+def _halves(structure: Structure) -> tuple[Branch, Branch]:
+    """Returns the structures of the positional and of the keyword arguments."""
+    if isinstance(structure, Branch) and len(structure.children) == 2:
+        positional, keyword = structure.children
+        if isinstance(positional, Branch) and isinstance(keyword, Branch):
+            return positional, keyword
+    raise LoweringError("the graph's inputs are not (args, kwargs): trace the model with trace()")
+
+
+def _declared(
+    signature: inspect.Signature,
+    structure: Structure,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+) -> tuple[Parameter, ...] | None:
+    """Returns the model's own parameters; None if what was traced does not follow them."""
+    positional, keyword = _halves(structure)
+    if len(positional.children) != len(args) or not isinstance(keyword.context, list):
+        return None
+    if set(keyword.context) != set(kwargs):
+        return None
+    named = dict(zip(keyword.context, keyword.children, strict=True))
+    rest = list(positional.children)
+    found: list[Parameter] = []
+    for name, declared in signature.parameters.items():
+        child: Structure | None = None
+        if declared.kind is ParameterKind.VAR_POSITIONAL:
+            child, rest = (Branch(tuple, None, tuple(rest)) if rest else None), []
+        elif declared.kind is ParameterKind.VAR_KEYWORD:
+            keys = list(named)
+            child = Branch(dict, keys, tuple(named.values())) if keys else None
+            named = {}
+        elif rest and declared.kind is not ParameterKind.KEYWORD_ONLY:
+            child = rest.pop(0)
+        else:
+            child = named.pop(name, None)
+        has_default = declared.default is not inspect.Parameter.empty
+        default: object = declared.default if has_default else None
+        found.append(Parameter(name, declared.kind, child, has_default, default))
+    return None if rest or named else tuple(found)
+
+
+def _example_leaves(
+    parameters: Sequence[Parameter], args: Sequence[object], kwargs: Mapping[str, object]
+) -> list[tuple[str, object]]:
+    """Returns (name, value) of each leaf of the example arguments, in placeholder order."""
+    shell = inspect.Signature(
+        [
+            inspect.Parameter(
+                p.name, p.kind, default=p.default if p.has_default else inspect.Parameter.empty
+            )
+            for p in parameters
+        ]
+    )
+    try:
+        bound = shell.bind(*args, **kwargs)
+    except TypeError as error:
+        raise LoweringError(f"the example arguments do not fit the model: {error}") from error
+    bound.apply_defaults()
+    leaves: dict[int, tuple[str, object]] = {}
+    for parameter in parameters:
+        if parameter.structure is None:
+            continue
+        try:
+            parts = take_apart(parameter.structure, bound.arguments[parameter.name], parameter.name)
+            leaves.update({index: (name, value) for index, name, value in parts})
+        except StructureMismatchError as error:
+            raise LoweringError(
+                f"the example arguments differ from those the model was traced with: {error}"
+            ) from error
+    return [leaves[index] for index in sorted(leaves)]
+
+
+def _input_leaf(node: Node, value: object, name: str) -> InputLeaf:
+    recorded = node.meta.get("val")
+    if isinstance(value, Tensor):
+        shape = recorded.shape if isinstance(recorded, Tensor) else value.shape
+        sizes = tuple(size_of(size) for size in shape)
+        return TensorInput(
+            name, value.dtype, value.device, sizes, format_of(value) or torch.contiguous_format
+        )
+    if isinstance(recorded, SymInt):
+        size = size_of(recorded)
+        if isinstance(size, str):
+            return SizeInput(name, size)
+    return ConstantInput(name, value)
+
+
+class _Builder:
+    """Copies the nodes that compute tensors into a graph of their own."""
+
+    def __init__(
+        self,
+        source: GraphModule,
+        placeholders: Sequence[Node],
+        inputs: Sequence[InputLeaf],
+        symbols: frozenset[str],
+    ) -> None:
+        self.source = source
+        self.inputs = inputs
+        self.symbols = symbols
+        self.place = {node: index for index, node in enumerate(placeholders)}
+        self.graph = Graph()
+        self.mapped: dict[Node, Argument] = {}
+        self.used: list[int] = []
+        self.output_is_tuple = False
+        self.module = source
+
+    def build(self) -> tuple[OutputLeaf, ...]:
+        outputs: tuple[OutputLeaf, ...] = ()
+        needed = _needed(self.source.graph)
+        for node in self.source.graph.nodes:
+            if node.op == "placeholder":
+                self._place(node, bool(node.users.keys() & needed))
+            elif node.op == "output":
+                outputs = self._outputs(node)
+            elif node in needed:
+                self.mapped[node] = self.graph.node_copy(node, self._argument)
+        self.module = GraphModule(self.source, self.graph, "Core")
+        self.module.meta = dict(self.source.meta)
+        self.module.eval()
+        return outputs
+
+    def _place(self, node: Node, is_read: bool) -> None:
+        index = self.place[node]
+        leaf = self.inputs[index]
+        if isinstance(leaf, ConstantInput):
+            assert isinstance(leaf.value, (type(None), bool, int, float, str)) or not is_read
+            self.mapped[node] = leaf.value  # type: ignore[assignment]
+        elif is_read:
+            self.mapped[node] = self.graph.node_copy(node)
+            self.used.append(index)
+
+    def _argument(self, node: Node) -> Argument:
+        return self.mapped[node]
+
+    def _outputs(self, node: Node) -> tuple[OutputLeaf, ...]:
+        returned = node.args[0]
+        self.output_is_tuple = isinstance(returned, (tuple, list))
+        flat: Iterable[Argument] = returned if isinstance(returned, (tuple, list)) else (returned,)
+        results: dict[Node, int] = {}
+        leaves = tuple(self._output_leaf(value, results) for value in flat)
+        self.graph.output(tuple(self.mapped[result] for result in results))
+        return leaves
+
+    def _output_leaf(self, value: Argument, results: dict[Node, int]) -> OutputLeaf:
+        if not isinstance(value, Node):
+            return ConstantOutput(value)
+        if value.op == "placeholder":
+            leaf = self.inputs[self.place[value]]
+            if isinstance(leaf, ConstantInput):
+                return ConstantOutput(leaf.value)
+            return PassedInput(self.place[value])
+        size = self._input_size(value)
+        if size is not None:
+            return size
+        return Result(results.setdefault(value, len(results)))
+
+    def _input_size(self, node: Node) -> OutputLeaf | None:
+        """Returns the leaf for an integer that follows from the sizes of the inputs."""
+        recorded = node.meta.get("val")
+        if isinstance(recorded, (SymFloat, SymBool)) or not isinstance(recorded, SymInt):
+            return None
+        size = size_of(recorded)
+        if isinstance(size, int):
+            return ConstantOutput(size)
+        known = all(symbol in self.symbols for symbol in symbols_in(size))
+        return SizeOutput(size) if known else None
+
+
+def _needed(graph: Graph) -> dict[Node, None]:
+    """Returns the nodes that the output or a side effect needs, checks of inputs aside."""
+    needed: dict[Node, None] = {}
+    for node in reversed(graph.nodes):
+        if node.op in ("placeholder", "output"):
+            continue
+        if _is_check(node):
+            continue
+        is_read = any(user.op == "output" or user in needed for user in node.users)
+        if is_read or (node.op != "get_attr" and node.is_impure()):
+            needed[node] = None
+    return needed
+
+
+def _is_check(node: Node) -> bool:
+    return node.target in _CHECKS or (node.op == "call_module" and node.target == "_guards_fn")

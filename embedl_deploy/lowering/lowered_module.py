@@ -1,0 +1,144 @@
+"""The model that lowering returns: the same calls, run by engines."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from embedl_deploy.errors import LoweringError
+from embedl_deploy.lowering.assembly import Assembly
+from embedl_deploy.lowering.binding import write_forward
+from embedl_deploy.lowering.guards import explain, python_signature
+from embedl_deploy.lowering.report import FallbackCounts, LoweringReport
+
+
+class LoweredModule(nn.Module):
+    """Computes what the model computes, each subgraph by the engine that was built for it.
+
+    Takes and returns what the model does: positional and keyword arguments, defaults, nested
+    containers. Inputs outside of what the graph was declared to take raise ``InputError``;
+    inside it, a subgraph whose engine fails runs eager, counted in ``report.fallbacks``.
+
+    For inference only. Several threads may call it at once. A copy shares the engines.
+    ``state_dict`` holds the weights of the graph that was lowered; engines have their own.
+    """
+
+    report: LoweringReport
+    """What was lowered to what, and why the rest was not."""
+
+    generated_source: str
+    """The source text of ``forward``, written for this model's inputs."""
+
+    def __init__(
+        self, assembly: Assembly, report: LoweringReport, *, fallback: bool = True
+    ) -> None:
+        super().__init__()
+        self.report = report
+        self.fallback = fallback
+        own = self.__dict__
+        own["_assembly"] = assembly
+        # The graph's parameters, under its own names, so that state_dict() has them.
+        for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            own[name].update(assembly.core.module.__dict__[name])
+        run, own["_stitched"] = assembly.runner(report.fallback_counts, fallback)
+        own["forward"], self.generated_source = write_forward(
+            assembly.core.signature, run, self._refuse
+        )
+        super().train(False)
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        """Runs the model; every instance replaces this by code written for its signature."""
+        written: Callable[..., object] = self.__dict__["forward"]
+        return written(*args, **kwargs)
+
+    @property
+    def assembly(self) -> Assembly:
+        """The graph, how it was cut, and the engines."""
+        return self.__dict__["_assembly"]
+
+    @property
+    def stitched_graph(self) -> GraphModule | None:
+        """The graph of engine calls and eager nodes; None where one engine runs everything."""
+        return self.__dict__["_stitched"]
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """Returns the signature of the model's own ``forward``."""
+        return python_signature(self.assembly.core.signature)
+
+    def save(self, path: str | Path) -> None:
+        """Writes graph, weights and engines into one file; see ``load_lowered``.
+
+        Raises:
+            CheckpointError: Something in the model cannot be written as data.
+            OutputPathError: The file cannot be written.
+        """
+        from embedl_deploy.lowering.checkpoint import save_lowered
+
+        save_lowered(self, Path(path))
+
+    def train(self, mode: bool = True) -> Self:
+        """Does nothing for ``mode=False``.
+
+        Raises:
+            LoweringError: ``mode`` is True.
+        """
+        if mode:
+            raise LoweringError(
+                "a lowered model only runs inference: train the graph it was lowered from"
+            )
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Lets ``.to()`` and its kin pass where they change nothing."""
+        del recurse
+        for tensor in (*self.parameters(), *self.buffers()):
+            probe = tensor.detach().flatten()[:0]
+            moved = fn(probe)
+            if moved.dtype is not probe.dtype or moved.device != probe.device:
+                raise LoweringError(
+                    f"a lowered model stays {probe.dtype} on {probe.device}, where its engines "
+                    f"were built; asked for {moved.dtype} on {moved.device}: convert the model "
+                    "and lower it again"
+                )
+        return self
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, object], strict: bool = True, assign: bool = False
+    ) -> object:
+        """Refuses: engines hold weights of their own.
+
+        Raises:
+            LoweringError: Always.
+        """
+        del state_dict, strict, assign
+        raise LoweringError(
+            "the engines of a lowered model hold their own copy of the weights: load them into "
+            "the graph and lower it again"
+        )
+
+    def _refuse(self, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
+        """Says why a guard failed."""
+        error = explain(self.assembly.core.signature, args, kwargs)
+        if error is None:
+            raise LoweringError("a guard failed on an input that fits: please report this")
+        raise error
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "LoweredModule":
+        report = replace(self.report, fallback_counts=FallbackCounts())
+        result = LoweredModule(self.assembly.copied(memo), report, fallback=self.fallback)
+        memo[id(self)] = result
+        return result
+
+    def __reduce__(self) -> str:
+        raise LoweringError("a lowered model is not pickled: use model.save(path)")
+
+    def extra_repr(self) -> str:
+        engines = self.report.engines
+        lines = [f"{name}: {engine}" for name, engine in engines.items()]
+        lines.append(f"eager: {len(self.report.eager_nodes)} nodes")
+        return "\n".join(lines)
