@@ -1,6 +1,6 @@
 """Finds the installed backends and keeps which one is active."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import EntryPoint, entry_points
@@ -41,7 +41,7 @@ def get_backend() -> Backend:
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[Backend]:
+def use_backend(name: str) -> Generator[Backend]:
     """Makes a backend the active one inside the ``with`` block, in this thread or task only.
 
     Raises:

@@ -5,6 +5,7 @@ from torch.fx import Node
 
 from embedl_deploy.graph.nodes import bound_arguments, module_of
 from embedl_deploy.modules.kinds import DROPOUTS
+from embedl_deploy.patterns.literals import number_of
 from embedl_deploy.rewriting import Chain, Pattern, PatternMatch, Phase, Refusal
 
 _ATEN = torch.ops.aten
@@ -33,4 +34,4 @@ def _is_active(node: Node) -> bool:
     if module is not None:
         return module.training
     bound = bound_arguments(node)
-    return bool(bound["train"]) and bound["p"] != 0.0
+    return number_of(bound["p"]) != 0.0 and bound["train"] is not False

@@ -43,7 +43,7 @@ def _has_only_zeros(name: str) -> Callable[[Node], bool]:
 
 
 def _steps_by_one(node: Node) -> bool:
-    return bound_arguments(node)["step"] == 1 and _keeps_shape(node)
+    return _keeps_shape(node) and bound_arguments(node)["step"] in (1, None)
 
 
 _NO_OPS: Mapping[object, Callable[[Node], bool]] = {

@@ -4,11 +4,8 @@ import torch
 from torch.fx import Node
 
 from embedl_deploy.graph.nodes import dtype_of, shape_of
-from embedl_deploy.patterns.recomposition.attention_chain import (
-    AttentionChain,
-    Mask,
-    broadcasts_alike,
-)
+from embedl_deploy.patterns.recomposition.attention_chain import AttentionChain
+from embedl_deploy.patterns.recomposition.attention_walk import Mask, broadcasts_alike
 from embedl_deploy.patterns.shapes import Size, is_one
 from embedl_deploy.rewriting import PatternMatch, Refusal
 

@@ -5,12 +5,9 @@ from torch.fx import GraphModule, Node
 
 from embedl_deploy.graph.nodes import shape_of
 from embedl_deploy.modules import ScaledDotProductAttention
-from embedl_deploy.patterns.recomposition.attention_chain import (
-    PRODUCTS,
-    AttentionChain,
-    attention_chain,
-)
+from embedl_deploy.patterns.recomposition.attention_chain import AttentionChain, attention_chain
 from embedl_deploy.patterns.recomposition.attention_mask import combined_mask, objection_to_masks
+from embedl_deploy.patterns.recomposition.attention_walk import PRODUCTS
 from embedl_deploy.rewriting import Pattern, PatternMatch, Phase, Refusal
 
 _ATEN = torch.ops.aten
