@@ -1,5 +1,6 @@
 """Runs a model on data and sets the scale of each quantizer from what it saw."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeAlias, cast
@@ -48,6 +49,7 @@ def calibrate_stubs(
             f"{len(stubs)} activations need data for their scales, got forward_loop=None: pass a "
             "callable that runs the model, or an iterable of inputs"
         )
+    began = time.perf_counter()
     with _observing(model, stubs), _counting(model, progress) as count:
         _run(model, forward_loop)
     if count.passes == 0:
@@ -57,7 +59,8 @@ def calibrate_stubs(
         )
     for stub in stubs:
         stub.finish_observing()
-    return PassRecord("calibration", notes=(f"calibrated on {count.passes} forward passes",))
+    note = f"{len(stubs)} activations calibrated on {count.passes} forward passes"
+    return PassRecord("calibration", seconds=time.perf_counter() - began, notes=(note,))
 
 
 class _Count:

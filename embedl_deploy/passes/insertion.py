@@ -1,12 +1,13 @@
 """Places quantizers where the patterns of a backend ask for them."""
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from embedl_deploy.graph.nodes import input_nodes, module_of, source_line
+from embedl_deploy.graph.nodes import module_of, source_line
 from embedl_deploy.graph.provenance import Rewrite, origin_of, record_rewrite
 from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.modules.fused_conv import fused_conv
@@ -40,6 +41,7 @@ def insert_quantizers(
         config: Precisions, and what to skip.
         placement: How the target takes quantized tensors.
     """
+    began = time.perf_counter()
     insertion = _Insertion(graph_module, config, placement)
     insertion.quantize_all(matches)
     unmet = insertion.skip.unmet(("stub", "weight"))
@@ -47,6 +49,7 @@ def insert_quantizers(
         "quantization",
         tuple(insertion.applied),
         tuple(insertion.refused),
+        time.perf_counter() - began,
         notes=(*insertion.notes, *unmet),
     )
 

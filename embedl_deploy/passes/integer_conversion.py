@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
@@ -76,6 +75,7 @@ def _spell_stubs(graph_module: GraphModule) -> None:
 
 def _flatten(graph_module: GraphModule) -> None:
     weights: dict[int, IntegerWeights] = {}
+    attributes = attributes_of(graph_module)
     for node in tuple(graph_module.graph.nodes):
         module = module_of(node)
         if module is None or not isinstance(value_of(node), Tensor):
@@ -84,9 +84,10 @@ def _flatten(graph_module: GraphModule) -> None:
         quantizer = getattr(module, "weight_fake_quant", None)
         if isinstance(module, WeightedFused) and isinstance(quantizer, WeightFakeQuantize):
             if id(module) not in weights:
-                weights[id(module)] = integer_weights(graph_module, module, quantizer)
+                weights[id(module)] = integer_weights(module, quantizer)
+                attributes = attributes_of(graph_module)
             function = weights[id(module)].run
-        flatten_call(node, function, attributes_of(graph_module))
+        flatten_call(node, function, attributes)
 
 
 def _drop_unread(graph_module: GraphModule) -> None:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from embedl_deploy.graph.transposed_linear import TransposedLinear
 from embedl_deploy.modules.fused import WeightedFused
@@ -43,7 +42,7 @@ class IntegerWeights:
 
 
 def integer_weights(
-    graph_module: GraphModule, module: WeightedFused, quantizer: WeightFakeQuantize
+    module: WeightedFused, quantizer: WeightFakeQuantize
 ) -> IntegerWeights:
     """Rounds the folded weight of ``module`` and registers the integers beside its float weight.
 

@@ -74,6 +74,7 @@ class MinMaxObserver(Observer):
         self.extremes = torch.zeros(2, dtype=torch.float64)
 
     def _update(self, values: Tensor, low: Tensor, high: Tensor) -> None:
+        del values
         seen = torch.stack([low, high]).double().cpu()
         if self.batches == 0:
             self.extremes = seen

@@ -43,10 +43,11 @@ class _Op(Protocol):
 
 
 class DecomposedOps(Protocol):
-    """The ops of torch's ``quantized_decomposed`` namespace that we emit."""
+    """The ops of torch's ``quantized_decomposed`` namespace that engines know."""
 
     quantize_per_tensor: _Op
     dequantize_per_tensor: _Op
+    quantize_per_channel: _Op
     dequantize_per_channel: _Op
 
 

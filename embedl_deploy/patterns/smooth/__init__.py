@@ -1,0 +1,1 @@
+"""Rules that move outliers from activations into weights."""
