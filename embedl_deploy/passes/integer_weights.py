@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from embedl_deploy.graph.transposed_linear import TransposedLinear
 from embedl_deploy.modules.fused import WeightedFused
+from embedl_deploy.quantization.fake_quantize import along
 from embedl_deploy.quantization.grid import QuantGrid
 from embedl_deploy.quantization.quantize_dequantize import decomposed
 from embedl_deploy.quantization.weights import WeightFakeQuantize
@@ -28,7 +29,13 @@ class IntegerWeights:
 
     def run(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Runs the module on the weight that the codes stand for."""
-        weight = decomposed().dequantize_per_channel.default(
+        return self.module.run_folded(x, self._weight(), self.bias, residual)
+
+    def _weight(self) -> Tensor:
+        if self.grid.is_float:
+            return self.codes.to(self.dtype) * along(self.axis, self.scale, self.codes.dim())
+        out_dtype = {} if self.dtype == torch.float32 else {"out_dtype": self.dtype}
+        return decomposed().dequantize_per_channel.default(
             self.codes,
             self.scale,
             self.zero_point,
@@ -36,14 +43,11 @@ class IntegerWeights:
             self.grid.quant_min,
             self.grid.quant_max,
             self.codes.dtype,
-            **({} if self.dtype == torch.float32 else {"out_dtype": self.dtype}),
+            **out_dtype,
         )
-        return self.module.run_folded(x, weight, self.bias, residual)
 
 
-def integer_weights(
-    module: WeightedFused, quantizer: WeightFakeQuantize
-) -> IntegerWeights:
+def integer_weights(module: WeightedFused, quantizer: WeightFakeQuantize) -> IntegerWeights:
     """Rounds the folded weight of ``module`` and registers the integers beside its float weight.
 
     The scale is spelled per channel even where there is one for the whole tensor, and a transposed
@@ -52,12 +56,11 @@ def integer_weights(
     with torch.no_grad():
         weight, bias = module.folded_weight_and_bias()
         codes, scale = quantizer.codes_of(weight)
-    axis = module.weight_axis
+    owner, axis = module.weighted, module.weight_axis
     scale = scale.expand(weight.shape[axis]).contiguous()
-    if isinstance(module.weighted, TransposedLinear):
+    if isinstance(owner, TransposedLinear):
         codes, axis = codes.t().contiguous(), 0
         _run_as_linear(module)
-    owner = module.weighted
     return IntegerWeights(
         module,
         _register(owner, "weight_codes", codes),

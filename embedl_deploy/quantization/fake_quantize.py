@@ -71,7 +71,7 @@ def along(axis: int, per_channel: Tensor, dimensions: int) -> Tensor:
 
 
 def _round_to_float8(values: Tensor, scale: Tensor, grid: QuantGrid) -> Tensor:
-    scaled = (_as(torch.float32, values) / scale).clamp(grid.quant_min, grid.quant_max)
+    scaled = (_as(torch.float32, values) * (1.0 / scale)).clamp(grid.quant_min, grid.quant_max)
     rounded = scaled.detach().to(grid.dtype).float()
     # The difference is a constant to autograd: the gradient is that of the clamp.
     passed_through = scaled + (rounded - scaled).detach()

@@ -25,6 +25,8 @@ class QuantizeDequantize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the values that the codes of ``x`` stand for, in the dtype of ``x``."""
+        if self.grid.is_float:
+            return self._through_float8(x)
         grid, ops = self.grid, decomposed()
         ends = (grid.quant_min, grid.quant_max, grid.dtype)
         codes = ops.quantize_per_tensor.default(x, self.scale, self.zero_point, *ends)
@@ -32,6 +34,11 @@ class QuantizeDequantize(nn.Module):
         return ops.dequantize_per_tensor.default(
             codes, self.scale, self.zero_point, *ends, **out_dtype
         )
+
+    def _through_float8(self, x: Tensor) -> Tensor:
+        # The decomposed ops round to integers first: float8 is spelled with casts.
+        scaled = (x * (1.0 / self.scale)).clamp(self.grid.quant_min, self.grid.quant_max)
+        return scaled.to(self.grid.dtype).to(x.dtype) * self.scale
 
     def extra_repr(self) -> str:
         """Says the scale and the codes."""
