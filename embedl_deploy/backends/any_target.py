@@ -9,8 +9,9 @@ from embedl_deploy.patterns.conversion import (
     RemoveNoOpCast,
     RemoveNoOpCopy,
     RemoveNoOpReshape,
+    RemoveReshapeAroundLinear,
 )
-from embedl_deploy.patterns.recomposition import RecomposeAttention
+from embedl_deploy.patterns.recomposition import RecomposeAttention, RecomposeGelu, RecomposeSilu
 
 ANY_TARGET_CONVERSIONS = (
     RemoveAssert,
@@ -20,6 +21,9 @@ ANY_TARGET_CONVERSIONS = (
     RemoveNoOpReshape,
     RemoveNoOpArithmetic,
     RemoveIdentityPool,
+    RemoveReshapeAroundLinear,
+    RecomposeGelu,
+    RecomposeSilu,
     RecomposeAttention,
     DecomposeAttention,
 )

@@ -10,6 +10,7 @@ from embedl_deploy.patterns.conversion import (
     RemoveNoOpCast,
     RemoveNoOpCopy,
     RemoveNoOpReshape,
+    RemoveReshapeAroundLinear,
     ReplaceFlattenLinearWithConv1x1,
 )
 from embedl_deploy.patterns.fusion import (
@@ -23,7 +24,7 @@ from embedl_deploy.patterns.fusion import (
     FuseNormLinear,
     FuseStemPool,
 )
-from embedl_deploy.patterns.recomposition import RecomposeAttention
+from embedl_deploy.patterns.recomposition import RecomposeAttention, RecomposeGelu, RecomposeSilu
 from embedl_deploy.rewriting import (
     Chain,
     Exactly,
@@ -68,6 +69,8 @@ __all__ = [
     "Phase",
     "Previous",
     "RecomposeAttention",
+    "RecomposeGelu",
+    "RecomposeSilu",
     "Refusal",
     "RemoveAssert",
     "RemoveDropout",
@@ -77,6 +80,7 @@ __all__ = [
     "RemoveNoOpCast",
     "RemoveNoOpCopy",
     "RemoveNoOpReshape",
+    "RemoveReshapeAroundLinear",
     "ReplaceFlattenLinearWithConv1x1",
     "Tree",
     "Wildcard",

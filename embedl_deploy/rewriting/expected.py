@@ -49,6 +49,8 @@ def expected_graph(module: nn.Module, args: tuple[object, ...]) -> GraphModule:
                     "known here: give expected= as the text of graph_text instead"
                 )
             node.target = _SPELLINGS[node.target]
+        if node.op == "output" and not isinstance(node.args[0], (tuple, list)):
+            node.args = ((node.args[0],),)  # traced graphs return a tuple
     return GraphModule(module, graph)
 
 

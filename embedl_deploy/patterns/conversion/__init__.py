@@ -9,6 +9,9 @@ from embedl_deploy.patterns.conversion.remove_no_op_arithmetic import RemoveNoOp
 from embedl_deploy.patterns.conversion.remove_no_op_cast import RemoveNoOpCast
 from embedl_deploy.patterns.conversion.remove_no_op_copy import RemoveNoOpCopy
 from embedl_deploy.patterns.conversion.remove_no_op_reshape import RemoveNoOpReshape
+from embedl_deploy.patterns.conversion.remove_reshape_around_linear import (
+    RemoveReshapeAroundLinear,
+)
 from embedl_deploy.patterns.conversion.replace_flatten_linear_with_conv1x1 import (
     ReplaceFlattenLinearWithConv1x1,
 )
@@ -23,5 +26,6 @@ __all__ = [
     "RemoveNoOpCast",
     "RemoveNoOpCopy",
     "RemoveNoOpReshape",
+    "RemoveReshapeAroundLinear",
     "ReplaceFlattenLinearWithConv1x1",
 ]
