@@ -55,6 +55,7 @@ def integer_weights(module: WeightedFused, quantizer: WeightFakeQuantize) -> Int
     """
     with torch.no_grad():
         weight, bias = module.folded_weight_and_bias()
+        bias = module.quantized_bias(bias)
         codes, scale = quantizer.codes_of(weight)
     owner, axis = module.weighted, module.weight_axis
     scale = scale.expand(weight.shape[axis]).contiguous()
@@ -74,12 +75,14 @@ def integer_weights(module: WeightedFused, quantizer: WeightFakeQuantize) -> Int
 
 
 def _register(owner: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """Registers a buffer under a free name and returns it."""
+    """Registers a buffer under a free name and returns it, or an equal one that is there."""
+    tensor = tensor.detach()
     candidate, count = name, 0
-    while hasattr(owner, candidate):
+    while (known := getattr(owner, candidate, None)) is not None:
+        if known.dtype == tensor.dtype and torch.equal(known, tensor):
+            return known
         count += 1
         candidate = f"{name}_{count}"
-    tensor = tensor.detach()
     owner.register_buffer(candidate, tensor)
     return tensor
 
