@@ -130,9 +130,7 @@ def groups_present(
         model(*args, **kwargs)
     counts = Counter[str]()
     for event in watcher.events:
-        if event.kind == "attention":
-            counts["attention"] += 1
-        elif event.kind == "matmul" and _softmax_before(event):
+        if event.kind == "attention" or (event.kind == "matmul" and _softmax_before(event)):
             counts["attention"] += 1
         elif event.kind == "norm" and _only_reader(event, "conv"):
             counts["conv_norm"] += 1

@@ -63,6 +63,7 @@ def run_case(case: Case, backend: str) -> dict[str, object]:
         began = time.perf_counter()
         result = transform(traced, backend=backend, verify=True)
         row["seconds"] = round(time.perf_counter() - began, 2)
+        row["error"] = _error(case, model, result.model, args, kwargs)
     except Exception as error:  # noqa: BLE001  # the row must say what went wrong, and the run go on
         return {**row, "failure": f"{type(error).__name__}: {error}"[:500]}
     report = result.report
@@ -71,7 +72,6 @@ def run_case(case: Case, backend: str) -> dict[str, object]:
     row["refusals"] = dict(Counter(f"{r.pattern}: {r.reason}" for r in report.refusals()))
     row["rolled_back"] = [str(r) for r in report.refusals() if "rolled back" in (r.reason or "")]
     row["fused"] = groups_fused(result.model)
-    row["error"] = _error(case, model, result.model, args, kwargs)
     return row
 
 

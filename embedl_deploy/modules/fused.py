@@ -39,9 +39,13 @@ class WeightedFused(Fused):
     weight_fake_quant: Callable[[Tensor], Tensor] | None
     """Quantizes the folded weight, as a registered child module; ``None`` leaves it in float."""
 
+    bias_correction: Tensor | None
+    """Added to the bias where the weight is quantized, shape (out,); ``None`` for nothing."""
+
     def __init__(self) -> None:
         super().__init__()
         self.weight_fake_quant = None
+        self.register_buffer("bias_correction", None)
 
     @property
     def weighted(self) -> nn.Module:
@@ -55,6 +59,16 @@ class WeightedFused(Fused):
 
     def folded_weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """Returns the weight and bias that will run, with a norm after the layer folded in."""
+        raise NotImplementedError
+
+    def quantized_bias(self, bias: Tensor | None) -> Tensor | None:
+        """Returns the bias that runs with the quantized weight: ``bias`` plus its correction."""
+        if self.bias_correction is None:
+            return bias
+        return self.bias_correction if bias is None else bias + self.bias_correction
+
+    def layer_output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Returns what the weighted layer alone yields, before residual and activation."""
         raise NotImplementedError
 
     def run_parts(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -72,7 +86,9 @@ class WeightedFused(Fused):
         if self.weight_fake_quant is None:
             return self.run_parts(x, residual)
         weight, bias = self.folded_weight_and_bias()
-        return self.run_folded(x, self.weight_fake_quant(weight), bias, residual)
+        return self.run_folded(
+            x, self.weight_fake_quant(weight), self.quantized_bias(bias), residual
+        )
 
 
 def activate(activation: nn.Module | None, x: Tensor) -> Tensor:

@@ -67,7 +67,10 @@ class FusedConv(WeightedFused):
     def run_folded(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None
     ) -> Tensor:
-        return self._finish(convolve(self.conv, x, weight, bias), residual)
+        return self._finish(self.layer_output(x, weight, bias), residual)
+
+    def layer_output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return convolve(self.conv, x, weight, bias)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.weight_fake_quant is None or self.norm is None or not self.norm.training:

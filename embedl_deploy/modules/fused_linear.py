@@ -41,7 +41,10 @@ class FusedLinear(WeightedFused):
         self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None
     ) -> Tensor:
         assert residual is None
-        return activate(self.activation, multiply(self.linear, x, weight, bias))
+        return activate(self.activation, self.layer_output(x, weight, bias))
+
+    def layer_output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return multiply(self.linear, x, weight, bias)
 
     def extra_repr(self) -> str:
         kind = "" if isinstance(self.linear, nn.Linear) else f"{type(self.linear).__name__}, "

@@ -32,10 +32,8 @@ class FusedNormLinear(FusedLinear):
     def run_parts(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return super().run_parts(self._linear_input(x), residual)
 
-    def run_folded(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None
-    ) -> Tensor:
-        return super().run_folded(self._linear_input(x), weight, bias, residual)
+    def layer_output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super().layer_output(self._linear_input(x), weight, bias)
 
     def _linear_input(self, x: Tensor) -> Tensor:
         rows = activate(self.norm, x)

@@ -34,6 +34,9 @@ class LinearAsConv1x1(WeightedFused):
         self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None
     ) -> Tensor:
         assert residual is None
+        return self.layer_output(x, weight, bias)
+
+    def layer_output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return functional.conv2d(x, weight, bias)
 
     def extra_repr(self) -> str:

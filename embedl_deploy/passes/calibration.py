@@ -51,7 +51,7 @@ def calibrate_stubs(
         )
     began = time.perf_counter()
     with _observing(model, stubs), _counting(model, progress) as count:
-        _run(model, forward_loop)
+        run_forward_loop(model, forward_loop)
     if count.passes == 0:
         raise CalibrationError(
             "forward_loop never ran the model it was given: call the model on calibration inputs, "
@@ -106,7 +106,8 @@ def _observing(model: nn.Module, stubs: list[QuantStub]) -> Iterator[None]:
             model.train()
 
 
-def _run(model: nn.Module, forward_loop: ForwardLoop) -> None:
+def run_forward_loop(model: nn.Module, forward_loop: ForwardLoop) -> None:
+    """Runs ``model`` on the data that ``forward_loop`` holds or yields, without gradients."""
     with torch.no_grad():
         if isinstance(forward_loop, Iterable):
             for inputs in forward_loop:
