@@ -1,6 +1,5 @@
 """Runs torch.export on a light copy of a model, and explains what goes wrong."""
 
-import inspect
 import threading
 import traceback
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from torch.export import ExportedProgram
 
 from embedl_deploy.errors import TracingError
 from embedl_deploy.tracing.light_copy import light_copy
+from embedl_deploy.tracing.quiet import ModelError, quiet_torch
 from embedl_deploy.tracing.structures import Template, pack, unpack
 
 _TORCH_ROOT = str(Path(torch.__file__).parent)
@@ -24,21 +24,28 @@ _LOCK = threading.RLock()
 
 def export_model(
     model: nn.Module,
+    traced: nn.Module,
     args: tuple[object, ...],
     kwargs: Mapping[str, object],
     dynamic_shapes: object | None,
 ) -> "Exported":
-    """Returns ``model`` as an ExportedProgram; the model itself is never run or changed.
+    """Returns ``traced`` as an ExportedProgram; it is never run or changed itself.
+
+    Args:
+        model: What the user gave, for messages.
+        traced: What to export: the model, or what torch.fx made of it.
+        args: Positional example inputs.
+        kwargs: Keyword example inputs.
+        dynamic_shapes: As in ``torch.export.export``.
 
     Raises:
-        TracingError: The inputs do not fit ``forward``, or the model cannot be exported.
+        TracingError: The model cannot be exported.
     """
-    check_inputs(model, args, kwargs)
     packed, inputs = pack((args, dict(kwargs)))
     packed_args, packed_kwargs = cast("tuple[tuple[object, ...], dict[str, object]]", packed)
-    copied = light_copy(model)
+    copied = light_copy(traced)
     outputs = _take_apart(copied, inputs)
-    with _LOCK, torch.enable_grad():
+    with _LOCK, torch.enable_grad(), quiet_torch():
         try:
             program = torch.export.export(
                 copied,
@@ -47,6 +54,8 @@ def export_model(
                 dynamic_shapes=dynamic_shapes,  # pyright: ignore[reportArgumentType]  # checked by torch.export
                 strict=False,
             )
+        except ModelError as error:
+            raise TracingError(_explain(model, error.original)) from error.original
         except Exception as error:
             raise TracingError(_explain(model, error)) from error
     return Exported(program, inputs, outputs[-1] if outputs else None)
@@ -68,34 +77,16 @@ def _take_apart(copied: nn.Module, inputs: Template | None) -> list[Template | N
 
     def call(self: nn.Module, *args: object, **kwargs: object) -> object:
         real = cast("tuple[tuple[object, ...], dict[str, object]]", unpack((args, kwargs), inputs))
-        packed, template = pack(original.__call__(self, *real[0], **real[1]))
+        try:
+            packed, template = pack(original.__call__(self, *real[0], **real[1]))
+        except Exception as error:
+            raise ModelError(error) from error
         outputs.append(template)
         return packed
 
     names = {"__call__": call, "__module__": original.__module__}
     copied.__class__ = type(original.__name__, (original,), names)
     return outputs
-
-
-def check_inputs(model: nn.Module, args: object, kwargs: Mapping[str, object]) -> None:
-    """Checks that ``args`` is a tuple and that ``forward`` takes these arguments.
-
-    Raises:
-        TracingError: It does not; the message shows the signature.
-    """
-    if not isinstance(args, tuple):
-        raise TracingError(
-            "args must be a tuple of the positional inputs, got "
-            f"{type(args).__name__}: write (x,) for a single input"
-        )
-    signature = inspect.signature(model.forward)
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise TracingError(
-            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}; "
-            f"got {len(args)} positional and the keywords {sorted(kwargs)}"
-        ) from error
 
 
 def user_line(error: BaseException) -> str | None:
@@ -119,7 +110,7 @@ def _explain(model: nn.Module, error: Exception) -> str:
             f"with torch._check(...), or move the decision out of forward. torch says: {first}"
         )
     return (
-        f"cannot trace {type(model).__name__}: {name}{where}: {first}. "
+        f"cannot trace {type(model).__name__}: {name}{where}: {first.rstrip('.')}. "
         "Check that model(*args, **kwargs) runs with these example inputs"
     )
 

@@ -48,8 +48,8 @@ def fold_constants(program: Program) -> None:
         if source is not None and not program.state[str(source.target)].lifted:
             _redirect(node, source, constant)
             continue
-        name = f"_folded_constants.{number}"
-        number += 1
+        while (name := f"_folded_constants.{number}") in program.state:
+            number += 1
         program.state[name] = State(values[node], persistent=False)
         with program.graph.inserting_before(node):
             folded = program.graph.create_node("get_attr", name, name=f"folded_constant_{number}")

@@ -55,7 +55,7 @@ class _Lifter:
         self.direct = _direct_state(program)
         self.calls_at: dict[str, int] = {}
         self.inner = _inner_paths(program)
-        self.taken = self.inner | set(self.direct)
+        self.taken = self.inner | set(self.direct) | set(program.state)
         self.moved: dict[Node, Node] = {}
         for node in program.graph.nodes:
             if node.op == "call_function":
@@ -130,7 +130,8 @@ class _Lifter:
             return known
         owner = here if here in owners else owners[0]
         parameter = str(main.target).rpartition(".")[2]
-        stem = parameter.removesuffix("weight").rstrip("_") or _stem(node)
+        stem = parameter.removesuffix("_weight")  # in_proj_weight gives in_proj
+        stem = _stem(node) if stem == parameter else stem
         name = self._free(owner, stem)
         self.shared[key] = name
         return name

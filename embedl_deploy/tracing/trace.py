@@ -11,7 +11,8 @@ from embedl_deploy.tracing.clean import remove_asserts, remove_dead_code
 from embedl_deploy.tracing.fold import fold_constants
 from embedl_deploy.tracing.functional import make_functional
 from embedl_deploy.tracing.inline import inline_blocks
-from embedl_deploy.tracing.lift import lift
+from embedl_deploy.tracing.lift import Lifted, lift
+from embedl_deploy.tracing.limits import training_limits
 from embedl_deploy.tracing.module_tree import build_module
 from embedl_deploy.tracing.program import Program
 from embedl_deploy.tracing.sources import Source, program_of
@@ -61,19 +62,21 @@ def _module_of(program: Program) -> TracedModule:
     remove_dead_code(program.graph)
     lifted = lift(program)
     remove_dead_code(program.graph)
-    module = build_module(program, lifted, _is_training(program, module_flags(lifted)))
+    training = _is_training(program, lifted)
+    module = build_module(program, lifted, training)
     program.record.example_shapes = _shapes(program.graph.find_nodes(op="placeholder"))
+    program.record.notes.extend(training_limits(program.origin, lifted))
     module.meta["embedl_deploy"] = program.record
+    if any(made.lifting.training and "running_mean" in made.tensors for made in lifted.values()):
+        # Running such a graph moves norm statistics, which must not be the model's.
+        own_tensors(module)
     return module
 
 
-def module_flags(lifted: Mapping[str, object]) -> bool:
-    """Tells whether any lifted module is in training mode."""
-    return any(getattr(made, "training", False) for made in lifted.values())
-
-
-def _is_training(program: Program, any_training: bool) -> bool:
-    return any_training if program.origin is None else program.origin.training
+def _is_training(program: Program, lifted: Mapping[str, Lifted]) -> bool:
+    if program.origin is None:
+        return any(made.training for made in lifted.values())
+    return program.origin.training
 
 
 def _shapes(placeholders: list[Node]) -> dict[str, tuple[int, ...]]:
