@@ -15,6 +15,7 @@ from embedl_deploy.graph.transposed_linear import TransposedLinear
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+_CONV_OPS = (torch.ops.aten.conv1d, torch.ops.aten.conv2d, torch.ops.aten.conv3d)
 _LINEAR = (nn.Linear, TransposedLinear)
 
 
@@ -62,12 +63,15 @@ def _op_macs(node: Node, target: OpOverload) -> int:
     packet = target.overloadpacket
     if packet in (torch.ops.aten.linear, torch.ops.aten.matmul):
         return _matmul_macs(node)
+    if packet in _CONV_OPS:
+        return _conv_macs(node)
     if packet is torch.ops.aten.scaled_dot_product_attention:
         return _attention_macs(node)
     formula = flop_registry.get(packet)
     if formula is None:
         return 0
-    args = cast("tuple[object, ...]", map_arg(node.args, lambda read: cast("Argument", value_of(read))))
+    values = map_arg(node.args, lambda read: cast("Argument", value_of(read)))
+    args = cast("tuple[object, ...]", values)
     flops = cast("int", formula(*args, out_val=value_of(node)))
     return int(flops) // 2
 
@@ -75,6 +79,16 @@ def _op_macs(node: Node, target: OpOverload) -> int:
 def _matmul_macs(node: Node) -> int:
     left, result = _first_tensor(value_of(node.all_input_nodes[0])), _first_tensor(value_of(node))
     return 0 if left is None or result is None else _size(*result.shape) * int(left.shape[-1])
+
+
+def _conv_macs(node: Node) -> int:
+    weight = _first_tensor(value_of(node.all_input_nodes[1]))
+    result = _first_tensor(value_of(node))
+    if weight is None or result is None:
+        return 0
+    spatial = weight.dim() - 2
+    batch = result.shape[0] if result.dim() == weight.dim() else 1
+    return _size(batch, *result.shape[result.dim() - spatial :]) * weight.numel()
 
 
 def _attention_macs(node: Node) -> int:

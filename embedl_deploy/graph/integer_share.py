@@ -1,0 +1,46 @@
+"""How much of a converted graph's arithmetic is spelled in integers."""
+
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+
+from embedl_deploy.graph.macs import macs_of
+
+_MOVES_DATA = frozenset(
+    {"view", "reshape", "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "slice"}
+)
+
+
+def integer_share(converted: GraphModule) -> float:
+    """Returns the share of multiply-accumulates whose two operands are dequantized integers.
+
+    Args:
+        converted: The flat graph that ``convert`` returns, in which an int8 product is spelled
+            as a float op that reads two ``dequantize`` ops.
+
+    Returns:
+        From 0 to 1; 0 for a graph without products. That a product is spelled so does not say
+        that an engine ran it so: the lowering report counts the kernels.
+    """
+    total = covered = 0
+    for node in converted.graph.nodes:
+        macs = macs_of(node)
+        total += macs
+        if macs and _reads_integers(node):
+            covered += macs
+    return covered / total if total else 0.0
+
+
+def _reads_integers(node: Node) -> bool:
+    operands = [argument for argument in node.args[:2] if isinstance(argument, Node)]
+    return len(operands) == 2 and all(_is_dequantized(operand) for operand in operands)
+
+
+def _is_dequantized(node: Node) -> bool:
+    while _name(node) in _MOVES_DATA and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return _name(node).startswith("dequantize_per_")
+
+
+def _name(node: Node) -> str:
+    target = node.target
+    return target.overloadpacket.__name__ if isinstance(target, OpOverload) else ""
