@@ -1,0 +1,283 @@
+"""The contract of an engine: what builds a subgraph and runs it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+from embedl_deploy.engines.config import EngineConfig
+from embedl_deploy.rewriting.refusal import Refusal
+
+Sample = tuple[object, ...]
+"""Positional arguments, or a pair of a tuple of arguments and a dict of keyword arguments."""
+
+
+class EngineState(Enum):
+    """Where an engine stands in its life."""
+
+    INIT = "init"
+    """Made, not built: only ``build``."""
+
+    ACTIVE = "active"
+    """Runs: ``infer``, ``deactivate``, ``to_dict``."""
+
+    INACTIVE = "inactive"
+    """Built, its memory given back: ``activate``, ``to_dict``."""
+
+    CHECKPOINT_LOADED = "checkpoint loaded"
+    """Read from a checkpoint: ``activate``, or ``deploy`` for good."""
+
+    DEPLOYED = "deployed"
+    """Runs for good: only ``infer``."""
+
+
+class Engine(ABC):
+    """Builds one module for one device and runs it.
+
+    The life cycle is kept here: every call in a state that does not admit it is a
+    ``RuntimeError`` that names the engine and the call that is missing or too late. Subclasses
+    define the underscored steps.
+    """
+
+    config_class: ClassVar[type[EngineConfig]] = EngineConfig
+    """What ``config`` must be."""
+
+    device_types: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    """The device types that the engine can build for."""
+
+    is_jit: ClassVar[bool] = False
+    """Whether the engine compiles at its first call, in the process that runs it."""
+
+    STATE_ENGINE: ClassVar[str] = "engine"
+    """Key of a saved state: the class that saved it."""
+
+    STATE_CONFIG: ClassVar[str] = "config"
+    """Key of a saved state: the configuration, as ``EngineConfig.to_dict`` gives it."""
+
+    STATE_DEVICE: ClassVar[str] = "device"
+    """Key of a saved state: the device that the engine was built for."""
+
+    def __init__(self, config: EngineConfig | None = None) -> None:
+        self.config = self.config_class() if config is None else config
+        if not isinstance(self.config, self.config_class):
+            raise ValueError(
+                f"{type(self).__name__} takes a {self.config_class.__name__}, "
+                f"got {type(config).__name__}"
+            )
+        self._state = EngineState.INIT
+        self._device: torch.device | None = None
+        self.kernels: dict[str, int] = {}
+        """How many kernels of each kind the build made, where the engine can tell."""
+
+    @property
+    def name(self) -> str:
+        """The short name: ``inductor`` for ``InductorEngine``."""
+        return type(self).__name__.removesuffix("Engine").lower()
+
+    @property
+    def state(self) -> EngineState:
+        """Where the engine stands in its life."""
+        return self._state
+
+    @property
+    def is_active(self) -> bool:
+        """Whether ``infer`` may be called."""
+        return self._state in (EngineState.ACTIVE, EngineState.DEPLOYED)
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device the engine was built for, None before."""
+        return self._device
+
+    def key(self) -> str:
+        """Returns what names class and configuration, the same in every process."""
+        return f"{type(self).__name__}_{self.config.key()}"
+
+    def describe(self) -> str:
+        """Returns class and changed configuration for people."""
+        return f"{type(self).__name__}({self.config.describe()})"
+
+    @abstractmethod
+    def supports(self, node: Node) -> Refusal | None:
+        """Returns why the engine does not take ``node``, None if it does; changes nothing."""
+
+    def build(
+        self,
+        module: nn.Module,
+        graph_spec: object | None = None,
+        data: Sequence[Sample] = (),
+        device: torch.device | str | None = None,
+        cache_dir: Path | None = None,
+    ) -> Self:
+        """Builds ``module`` and leaves the engine active.
+
+        Args:
+            module: What to build; it is not changed.
+            graph_spec: What is declared about its inputs, None for nothing.
+            data: Samples of its inputs, each run at most once.
+            device: Where it will run; the device of the first tensor in ``data`` if None.
+            cache_dir: Where the engine may keep files.
+
+        Raises:
+            RuntimeError: The engine was built before.
+            ValueError: The engine does not build for the device's type.
+            BuildError: The engine cannot build the module; the engine stays as it was.
+        """
+        self._require("build", EngineState.INIT)
+        chosen = self._checked_device(device, data)
+        try:
+            self._build(module, graph_spec, data, chosen, cache_dir)
+        except BaseException:
+            self._discard()
+            raise
+        self._device, self._state = chosen, EngineState.ACTIVE
+        return self
+
+    def infer(self, *args: object, **kwargs: object) -> object:
+        """Runs the built module.
+
+        Raises:
+            RuntimeError: The engine is not active.
+        """
+        if self._state is not EngineState.ACTIVE and self._state is not EngineState.DEPLOYED:
+            self._require("infer", EngineState.ACTIVE, EngineState.DEPLOYED)
+        return self._infer(*args, **kwargs)
+
+    def activate(self) -> None:
+        """Takes what is needed to run; does nothing on an active engine."""
+        self._require(
+            "activate", EngineState.ACTIVE, EngineState.INACTIVE, EngineState.CHECKPOINT_LOADED
+        )
+        if self._state is not EngineState.ACTIVE:
+            self._activate()
+            self._state = EngineState.ACTIVE
+
+    def deactivate(self) -> None:
+        """Gives back what running takes; does nothing on an inactive engine."""
+        self._require("deactivate", EngineState.ACTIVE, EngineState.INACTIVE)
+        if self._state is EngineState.ACTIVE:
+            self._deactivate()
+            self._state = EngineState.INACTIVE
+
+    def deploy(self, device: torch.device | str | None = None) -> None:
+        """Makes a loaded engine run for good, on the saved device if ``device`` is None."""
+        self._require("deploy", EngineState.CHECKPOINT_LOADED)
+        if device is not None:
+            self._device = self._checked_device(device, ())
+        self._activate()
+        self._state = EngineState.DEPLOYED
+
+    def to_dict(self) -> dict[str, object]:
+        """Returns the state of a built engine: JSON values, tensors, and paths of files.
+
+        A ``Path`` is a file that goes into the checkpoint. The ``STATE_*`` constants name the keys.
+        """
+        self._require("to_dict", EngineState.ACTIVE, EngineState.INACTIVE)
+        return {
+            self.STATE_ENGINE: type(self).__name__,
+            self.STATE_CONFIG: self.config.to_dict(),
+            self.STATE_DEVICE: str(self._device),
+            **self._saved(),
+        }
+
+    @classmethod
+    def from_dict(cls, module: nn.Module | None, state: Mapping[str, object]) -> Self:
+        """Returns the engine that ``to_dict`` gave ``state`` for, loaded and not active.
+
+        Args:
+            module: What the engine was built from, for engines that need it; not changed.
+            state: What ``to_dict`` returned, paths leading to the files as they lie now.
+
+        Raises:
+            ValueError: The state is of another class, or the engine needs the module.
+        """
+        saved_by = state.get(cls.STATE_ENGINE)
+        if saved_by != cls.__name__:
+            raise ValueError(f"{cls.__name__} cannot load the state of a {saved_by}")
+        config, device = state.get(cls.STATE_CONFIG), state.get(cls.STATE_DEVICE)
+        if not isinstance(config, Mapping) or not isinstance(device, str):
+            raise ValueError(f"the state of {cls.__name__} lacks its configuration or its device")
+        engine = cls(cls.config_class.from_dict({str(k): v for k, v in config.items()}))
+        engine._device = torch.device(device)
+        engine._load(module, state)
+        engine._state = EngineState.CHECKPOINT_LOADED
+        return engine
+
+    @abstractmethod
+    def _build(
+        self,
+        module: nn.Module,
+        graph_spec: object | None,
+        data: Sequence[Sample],
+        device: torch.device,
+        cache_dir: Path | None,
+    ) -> None:
+        """Builds; may raise ``BuildError``."""
+
+    @abstractmethod
+    def _infer(self, *args: object, **kwargs: object) -> object:
+        """Runs what was built."""
+
+    @abstractmethod
+    def _activate(self) -> None:
+        """Takes what running needs, after ``_deactivate`` or ``_load``."""
+
+    @abstractmethod
+    def _deactivate(self) -> None:
+        """Gives back what running needs, keeping what ``_activate`` and ``_saved`` need."""
+
+    @abstractmethod
+    def _saved(self) -> dict[str, object]:
+        """Returns what ``_load`` needs, beside class, configuration and device."""
+
+    @abstractmethod
+    def _load(self, module: nn.Module | None, state: Mapping[str, object]) -> None:
+        """Takes in what ``_saved`` returned."""
+
+    def _discard(self) -> None:
+        """Gives back what a failed build left behind."""
+
+    def _checked_device(
+        self, device: torch.device | str | None, data: Sequence[Sample]
+    ) -> torch.device:
+        found = torch.device(device) if device is not None else _device_of(data)
+        if found.type not in self.device_types:
+            raise ValueError(
+                f"{type(self).__name__} builds for {' and '.join(self.device_types)}, got {found}"
+            )
+        return found
+
+    def _require(self, call: str, *states: EngineState) -> None:
+        if self._state not in states:
+            raise RuntimeError(
+                f"{type(self).__name__}.{call}() does not go in state {self._state.value!r}: "
+                + _CURES[self._state]
+            )
+
+    def __repr__(self) -> str:
+        return f"<{self.describe()}, {self._state.value}>"
+
+
+_CURES = {
+    EngineState.INIT: "call build() first",
+    EngineState.ACTIVE: "it is built and active; make a new engine to build another module, and "
+    "load a checkpoint with from_dict() to deploy",
+    EngineState.INACTIVE: "call activate() first",
+    EngineState.CHECKPOINT_LOADED: "call activate() or deploy() first",
+    EngineState.DEPLOYED: "it is deployed for good and only takes infer(); load the checkpoint "
+    "again with from_dict() for anything else",
+}
+
+
+def _device_of(data: Sequence[Sample]) -> torch.device:
+    from torch.utils._pytree import tree_leaves
+
+    for leaf in tree_leaves(list(data[:1])):
+        if isinstance(leaf, torch.Tensor):
+            return leaf.device
+    return torch.device("cpu")
