@@ -4,7 +4,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from torch import nn
+from torch.fx import GraphModule
+
+from embedl_deploy.errors import PreconditionError
 from embedl_deploy.graph.nodes import module_path, source_line
+from embedl_deploy.graph.record import record_of
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.refusal import Refusal
 
@@ -146,6 +151,21 @@ class TransformationReport:
         lines += [f"  {count:4d} × {name}" for name, count in self.counts().items()]
         lines += [f"  {record}" for record in self.refusals()]
         return "\n".join(lines)
+
+
+def report_of(model: nn.Module) -> TransformationReport:
+    """Returns the report of everything that was done to ``model`` so far.
+
+    Raises:
+        PreconditionError: ``model`` is no result of ``transform`` or a later stage.
+    """
+    report = record_of(model).report if isinstance(model, GraphModule) else None
+    if not isinstance(report, TransformationReport):
+        raise PreconditionError(
+            f"report_of needs a result of transform() or quantize(), got {type(model).__name__} "
+            "without a report"
+        )
+    return report
 
 
 _ITEMS = ("applied", "skipped", "applied_count", "skipped_count", "total_count")
