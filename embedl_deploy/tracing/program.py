@@ -12,6 +12,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils._pytree import TreeSpec
 
 from embedl_deploy.graph.record import GraphRecord
+from embedl_deploy.tracing.ranges import declared_ranges
 
 _STATE_KINDS = (
     InputKind.PARAMETER,
@@ -78,7 +79,9 @@ def program_of_export(exported: ExportedProgram, origin: nn.Module | None) -> Pr
     state = _state_of_origin(origin) if origin is not None else {}
     _add_exported_state(exported, signature.input_specs, state, attributes)
     graph.set_codegen(_codegen(exported))
-    return Program(graph, _with_ties(state) if origin is None else state, attributes, origin)
+    record = GraphRecord(range_constraints=declared_ranges(exported))
+    tied = _with_ties(state) if origin is None else state
+    return Program(graph, tied, attributes, origin, record)
 
 
 def program_of_graph_module(graph_module: GraphModule) -> Program:
@@ -176,5 +179,3 @@ def _codegen(exported: ExportedProgram) -> _PyTreeCodeGen:
         names = [f"arg_{i}" for i in range(positional.num_children)]
         names.extend(cast("list[str]", keyword.context))
     return _PyTreeCodeGen(_PyTreeInfo(names, in_spec, exported.call_spec.out_spec))
-
-

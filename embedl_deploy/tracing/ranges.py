@@ -1,8 +1,10 @@
 """The declared range of each symbolic size in a graph."""
 
 from torch import Tensor
+from torch.export import ExportedProgram
 from torch.fx import Graph
 from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges
 
 
 def range_constraints(graph: Graph) -> dict[str, tuple[int, int | None]]:
@@ -16,6 +18,18 @@ def range_constraints(graph: Graph) -> dict[str, tuple[int, int | None]]:
     return ranges
 
 
+def declared_ranges(exported: ExportedProgram) -> dict[str, tuple[int, int | None]]:
+    """Returns the ranges that the caller declared.
+
+    Export itself assumes sizes of at least 2 while it traces; a declared smaller one counts.
+    """
+    return {str(symbol): _bounds(found) for symbol, found in exported.range_constraints.items()}
+
+
+def _bounds(found: ValueRanges) -> tuple[int, int | None]:  # pyright: ignore[reportMissingTypeArgument]  # generic only in torch's stubs
+    return int(found.lower), None if found.upper == int_oo else int(found.upper)
+
+
 def _ranges_of(size: object) -> dict[str, tuple[int, int | None]]:
     symbolic = getattr(size, "node", None)
     environment = getattr(symbolic, "shape_env", None)
@@ -25,6 +39,5 @@ def _ranges_of(size: object) -> dict[str, tuple[int, int | None]]:
     for symbol in sorted(symbolic.expr.free_symbols, key=str):
         bounds = environment.var_to_range.get(symbol)
         if bounds is not None:
-            upper = None if bounds.upper == int_oo else int(bounds.upper)
-            found[str(symbol)] = (int(bounds.lower), upper)
+            found[str(symbol)] = _bounds(bounds)
     return found

@@ -44,7 +44,8 @@ def program_of(
         _check_given(program, args, kwargs, dynamic_shapes)
     else:
         program = _traced(model, args, kwargs, dynamic_shapes, tracer)
-    program.record.range_constraints = range_constraints(program.graph)
+    declared = program.record.range_constraints
+    program.record.range_constraints = {**range_constraints(program.graph), **declared}
     return program
 
 

@@ -10,10 +10,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import cast
 
-from torch import Tensor, nn
+from torch import SymBool, SymFloat, SymInt, Tensor, nn
 from torch.utils import _pytree as pytree
 
 _DEPTH = 12
+_SIZES = (SymInt, SymFloat, SymBool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,9 @@ def unpack(value: object, template: Template | None) -> object:
     if template is None:
         return value
     children, context = _flattened(value)
-    rebuilt = [unpack(child, inner) for child, inner in zip(children, template.children, strict=True)]
+    rebuilt = [
+        unpack(child, inner) for child, inner in zip(children, template.children, strict=True)
+    ]
     if template.class_ is None:
         return pytree.SUPPORTED_NODES[_node_type(value)].unflatten_fn(rebuilt, context)
     result = template.class_.__new__(template.class_)
@@ -54,7 +57,9 @@ def unpack(value: object, template: Template | None) -> object:
 
 
 def _pack(value: object, depth: int) -> tuple[object, Template | None]:
-    if depth == 0 or isinstance(value, (Tensor, nn.Module, str, bytes, int, float, type(None))):
+    if depth == 0 or isinstance(
+        value, (Tensor, nn.Module, str, bytes, int, float, *_SIZES, type(None))
+    ):
         return value, None
     if _node_type(value) in pytree.SUPPORTED_NODES:
         children, context = _flattened(value)
@@ -89,7 +94,9 @@ def _attributes(value: object) -> dict[str, object]:
 def _holds_tensor(value: object, depth: int) -> bool:
     if isinstance(value, Tensor):
         return True
-    if depth == 0 or isinstance(value, (nn.Module, type, str, bytes, int, float, type(None))):
+    if depth == 0 or isinstance(
+        value, (nn.Module, type, str, bytes, int, float, *_SIZES, type(None))
+    ):
         return False
     if _node_type(value) in pytree.SUPPORTED_NODES:
         children: list[object] = list(_flattened(value)[0])
