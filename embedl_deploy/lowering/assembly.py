@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from embedl_deploy.engines.engine import Engine
 from embedl_deploy.lowering.core_graph import CoreGraph
 from embedl_deploy.lowering.engine_call import EngineCall, Results
-from embedl_deploy.lowering.partition import Partition, Subgraph
+from embedl_deploy.lowering.partitioning import Partition, Subgraph
 from embedl_deploy.lowering.report import FallbackCounts
 from embedl_deploy.lowering.stitch import Piece, pieces_of, stitch
 

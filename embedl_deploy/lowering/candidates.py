@@ -6,15 +6,12 @@ from fnmatch import fnmatchcase
 
 from torch.fx import GraphModule, Node
 
-from embedl_deploy.engines.catalog import engine_from
 from embedl_deploy.engines.engine import Engine
 from embedl_deploy.graph.nodes import module_path, source_line
 from embedl_deploy.graph.text import label as operation_text
+from embedl_deploy.lowering.engine_choice import EngineChoice, engine_from
 from embedl_deploy.lowering.report import NodeRefusal
 from embedl_deploy.lowering.units import is_step
-
-EngineChoice = object
-"""An engine name, class, config or engine that was not built yet."""
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ from torch.fx import GraphModule, Node
 
 from embedl_deploy.graph.record import record_of
 from embedl_deploy.lowering.assembly import Assembly, cut
-from embedl_deploy.lowering.candidates import Candidates, EngineChoice, candidates_of
+from embedl_deploy.lowering.candidates import Candidates, candidates_of
 from embedl_deploy.lowering.choose import BuildSettings, Built, build_piece
 from embedl_deploy.lowering.core_graph import CoreGraph, core_of
+from embedl_deploy.lowering.engine_choice import EngineChoice
 from embedl_deploy.lowering.lowered_module import LoweredModule
-from embedl_deploy.lowering.partition import Partition, partition, without
+from embedl_deploy.lowering.partitioning import Partition, partition, without
 from embedl_deploy.lowering.planning import describe_piece, plan_of
 from embedl_deploy.lowering.report import LoweringPlan, LoweringReport
+from embedl_deploy.lowering.simulation import refuse_simulated
 from embedl_deploy.lowering.stitch import Piece, boundary_values
 
 
@@ -42,6 +44,9 @@ class LoweringRequest:
 
     build: BuildSettings = field(default_factory=BuildSettings)
     fallback: bool = True
+    allow_simulated: bool = False
+    """Whether quantize and dequantize may run as float arithmetic."""
+
     notes: tuple[str, ...] = ()
 
 
@@ -72,7 +77,8 @@ def lower_graph(request: LoweringRequest) -> LoweredModule:
     """Returns the graph with every subgraph built.
 
     Raises:
-        LoweringError: The example arguments are not those the graph was traced for.
+        LoweringError: The example arguments are not those the graph was traced for, or
+            quantization would run as float arithmetic.
         InputError: A size of theirs lies outside the graph's declared ranges.
         ValueError: An engine is unknown, or an atomic group cannot run in one piece.
     """
@@ -83,6 +89,8 @@ def lower_graph(request: LoweringRequest) -> LoweredModule:
         joined = _joined(cut_graph, built, request)
         if joined is not None:
             cuts, built = joined
+    if not request.allow_simulated:
+        refuse_simulated(cuts.eager_nodes, built, cut_graph.candidates.refusals)
     return _module(cut_graph, cuts, built, request)
 
 

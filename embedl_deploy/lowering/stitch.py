@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from embedl_deploy.lowering.mutation import mutated_attributes
-from embedl_deploy.lowering.partition import Partition, Subgraph
+from embedl_deploy.lowering.partitioning import Partition, Subgraph
 from embedl_deploy.lowering.units import is_size_arithmetic, is_step
 
 

@@ -41,10 +41,13 @@ def is_step(node: Node) -> bool:
 
 
 def is_size_arithmetic(node: Node) -> bool:
-    """Tells whether a node only reads sizes of tensors, or computes with such sizes."""
+    """Tells whether a node only reads sizes of tensors, or computes with such sizes.
+
+    A graph that was read from a file has no recorded values, but says so in ``meta["is_size"]``.
+    """
     if node.op != "call_function":
         return False
-    if node.target in _SIZE_OPS:
+    if node.target in _SIZE_OPS or node.meta.get("is_size"):
         return True
     if not isinstance(node.meta.get("val"), (SymInt, SymBool, SymFloat)):
         return False

@@ -1,0 +1,59 @@
+"""What a caller may write for an engine: a name, a class, a configuration, an engine."""
+
+from collections.abc import Mapping
+
+import embedl_deploy.engines as engine_package
+from embedl_deploy.engines.engine import Engine, EngineConfig
+
+EngineChoice = str | Engine | EngineConfig | type[Engine]
+
+
+def known_engines() -> Mapping[str, type[Engine]]:
+    """Returns the engines of this package by class name."""
+    exported: Mapping[str, object] = vars(engine_package)
+    return {
+        value.__name__: value
+        for value in exported.values()
+        if isinstance(value, type) and issubclass(value, Engine) and value is not Engine
+    }
+
+
+def engine_from(choice: object) -> Engine:
+    """Returns the engine that ``choice`` means; nothing is built.
+
+    Raises:
+        ValueError: It is no name, class, configuration or engine of ours.
+    """
+    if isinstance(choice, Engine):
+        return choice
+    if isinstance(choice, type) and issubclass(choice, Engine):
+        return choice()
+    if isinstance(choice, str):
+        return _named(choice)()
+    if isinstance(choice, EngineConfig):
+        return _configured(choice)
+    raise ValueError(
+        "an engine is given as a name, a class, a config or an engine that was not built yet, "
+        f"got {choice!r:.80}"
+    )
+
+
+def short_name(engine_class: type[Engine]) -> str:
+    """Returns the name that ``lower(engines=[...])`` takes: ``inductor`` for InductorEngine."""
+    return engine_class.__name__.removesuffix("Engine").lower()
+
+
+def _named(name: str) -> type[Engine]:
+    wanted = name.lower().replace("_", "").replace("-", "")
+    by_name = {short_name(found): found for found in known_engines().values()}
+    if wanted not in by_name:
+        raise ValueError(f"there is no engine {name!r}; there are {sorted(by_name)}")
+    return by_name[wanted]
+
+
+def _configured(config: EngineConfig) -> Engine:
+    name = type(config).__name__.removesuffix("Config").lower()
+    for found in known_engines().values():
+        if found.__name__.lower() in (name, f"{name}engine"):
+            return found(config)
+    raise ValueError(f"no engine takes a {type(config).__name__}; give the engine itself")

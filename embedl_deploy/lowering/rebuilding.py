@@ -1,0 +1,96 @@
+"""Lowers a graph that was read from a file, without the engines in it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch.export import Dim
+from torch.fx import GraphModule
+
+from embedl_deploy.errors import CheckpointError
+from embedl_deploy.lowering.core_graph import CoreGraph
+from embedl_deploy.lowering.expressions import evaluate, linear_in
+from embedl_deploy.lowering.lowered_module import LoweredModule
+from embedl_deploy.lowering.signature import Result, Signature, SizeInput, SymbolRange, TensorInput
+
+Lower = Callable[[GraphModule, tuple[object, ...], object], LoweredModule]
+"""Traces and lowers (graph, example arguments, dynamic_shapes)."""
+
+
+def rebuild(core: CoreGraph, lower: Lower) -> LoweredModule:
+    """Returns a lowered model with the signature of ``core``, its engines built anew.
+
+    Raises:
+        CheckpointError: The saved graph and its signature do not belong together.
+    """
+    signature = core.signature
+    examples = example_arguments(signature)
+    inner = lower(core.module, examples, _dynamic_shapes(signature))
+    assembly = inner.assembly
+    flat = assembly.core.signature
+    results = [output.index for output in signature.outputs if isinstance(output, Result)]
+    whole = flat.arguments == tuple(range(len(examples))) and flat.outputs == tuple(
+        Result(index) for index in range(len(set(results)))
+    )
+    if not whole:
+        raise CheckpointError("the saved graph no longer computes what its signature promises")
+    outer = CoreGraph(assembly.core.module, signature, assembly.core.examples)
+    return LoweredModule(replace(assembly, core=outer), inner.report, fallback=inner.fallback)
+
+
+def example_arguments(signature: Signature) -> tuple[object, ...]:
+    """Returns arguments of the graph with the sizes that the example inputs had.
+
+    Floats are standard normal, integers 0 (an index that every table has), booleans True.
+    """
+    sizes = {name: known.example for name, known in signature.symbols.items()}
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        _example(signature.inputs[index], sizes, generator) for index in signature.arguments
+    )
+
+
+def _example(leaf: object, sizes: Mapping[str, int], generator: torch.Generator) -> object:
+    if isinstance(leaf, SizeInput):
+        return int(evaluate(leaf.size, sizes))
+    assert isinstance(leaf, TensorInput)
+    shape = [size if isinstance(size, int) else int(evaluate(size, sizes)) for size in leaf.shape]
+    if leaf.dtype.is_floating_point:
+        value = torch.randn(shape, generator=generator).to(leaf.dtype)
+    elif leaf.dtype is torch.bool:
+        value = torch.ones(shape, dtype=leaf.dtype)
+    else:
+        value = torch.zeros(shape, dtype=leaf.dtype)
+    if leaf.memory_format is not torch.contiguous_format:
+        value = value.contiguous(memory_format=leaf.memory_format)
+    return value.to(leaf.device)
+
+
+def _dynamic_shapes(signature: Signature) -> tuple[object, ...] | None:
+    """Returns ``dynamic_shapes`` for the graph's arguments; None if every size is fixed."""
+    if not signature.symbols:
+        return None
+    dims = {name: _dim(name, known) for name, known in signature.symbols.items()}
+    return tuple(_declared(signature.inputs[index], dims) for index in signature.arguments)
+
+
+def _dim(name: str, known: SymbolRange) -> Dim:
+    return Dim(name, min=known.lower, max=known.upper)
+
+
+def _declared(leaf: object, dims: Mapping[str, Dim]) -> object:
+    if isinstance(leaf, SizeInput):
+        return Dim.DYNAMIC
+    assert isinstance(leaf, TensorInput)
+    declared: dict[int, object] = {}
+    for dimension, size in enumerate(leaf.shape):
+        linear = None if isinstance(size, int) else linear_in(size)
+        if linear is not None:
+            symbol, factor, offset = linear
+            declared[dimension] = _scaled(dims[symbol], factor, offset)
+    return declared
+
+
+def _scaled(dim: object, factor: int, offset: int) -> object:
+    scaled = dim if factor == 1 else factor * dim  # type: ignore[operator]  # a derived Dim
+    return scaled if offset == 0 else scaled + offset  # type: ignore[operator]

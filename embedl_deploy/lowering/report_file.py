@@ -1,0 +1,62 @@
+"""A lowering report as JSON, and back."""
+
+from embedl_deploy.errors import CheckpointError
+from embedl_deploy.lowering.graph_file import fields
+from embedl_deploy.lowering.literals import Json, decode, encode
+from embedl_deploy.lowering.report import (
+    BoundaryValue,
+    FailedBuild,
+    LoweringReport,
+    Measurement,
+    NodeRefusal,
+    SubgraphReport,
+)
+
+_RECORDS = {
+    kind.__name__: kind
+    for kind in (BoundaryValue, FailedBuild, Measurement, NodeRefusal, SubgraphReport)
+}
+_FIELDS = ("subgraphs", "eager_nodes", "refusals", "recommendations", "notes")
+
+
+def report_to_json(report: LoweringReport) -> Json:
+    """Returns the report as JSON, without its counts of fallbacks: a loaded model starts at 0."""
+    return {name: _to_json(getattr(report, name)) for name in _FIELDS}
+
+
+def report_from_json(data: Json) -> LoweringReport:
+    """Returns the report that ``report_to_json`` was given.
+
+    Raises:
+        CheckpointError: The JSON is damaged.
+    """
+    content = fields(data, "report")
+    try:
+        return LoweringReport(**{name: _tuple(content[name]) for name in _FIELDS})  # type: ignore[arg-type]
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"the saved report is damaged: {error}") from error
+
+
+def _to_json(value: object) -> Json:
+    if type(value) in _RECORDS.values():
+        inner = {name: _to_json(item) for name, item in vars(value).items()}
+        return {"$record": type(value).__name__, "fields": inner}
+    if isinstance(value, (tuple, list)):
+        return [_to_json(item) for item in value]
+    return encode(value)
+
+
+def _from_json(value: Json) -> object:
+    if isinstance(value, dict) and "$record" in value:
+        kind = _RECORDS[str(value["$record"])]
+        inner = fields(value.get("fields"), "record")
+        return kind(**{name: _from_json(item) for name, item in inner.items()})
+    if isinstance(value, list):
+        return _tuple(value)
+    return decode(value)
+
+
+def _tuple(value: Json) -> tuple[object, ...]:
+    if not isinstance(value, list):
+        raise CheckpointError("the saved report is damaged")
+    return tuple(_from_json(item) for item in value)
