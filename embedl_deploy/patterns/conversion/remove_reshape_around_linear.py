@@ -6,7 +6,7 @@ from torch.fx import Node
 from embedl_deploy.graph.nodes import is_call, shape_of
 from embedl_deploy.modules.kinds import LINEARS
 from embedl_deploy.patterns.shapes import same_shape
-from embedl_deploy.rewriting import Chain, Op, Pattern, PatternMatch, Phase
+from embedl_deploy.rewriting import Chain, Op, Pattern, PatternMatch, Phase, Refusal
 
 _ATEN = torch.ops.aten
 _RESHAPES = (_ATEN.view.default, _ATEN.reshape.default, _ATEN.flatten.using_ints)
@@ -33,6 +33,7 @@ class RemoveReshapeAroundLinear(Pattern):
 
     phase = Phase.CONVERSION
     tree = Chain(
+        before=_RESHAPES,
         linear=LINEARS,
         after=(
             Op(_ATEN.view.default, where=_undoes_the_flattening),
@@ -41,7 +42,17 @@ class RemoveReshapeAroundLinear(Pattern):
         ),
     )
 
-    def replace(self, match: PatternMatch) -> Node:
-        flat = match["linear"].all_input_nodes[0]
+    def decline(self, match: PatternMatch) -> Refusal | None:
+        # The flattened rows may be read by other layers too: for them they stay.
+        linear = match["linear"]
+        if len(linear.users) > 1:
+            return Refusal(f"%{linear.name} is also used before its rows are regrouped", linear)
+        return None
+
+    def replace(self, match: PatternMatch) -> dict[Node, Node]:
+        before = match["before"]
         linear = match.module("linear", torch.nn.Module)
-        return match.call_module(linear, flat.all_input_nodes[0])
+        return {
+            match.root: match.call_module(linear, before.all_input_nodes[0]),
+            before: before,
+        }

@@ -55,6 +55,8 @@ class AttentionChain:
 
     masks: tuple[Mask, ...]
     dropout_p: float
+    drops: bool
+    """Whether the dropout is in training mode."""
 
 
 def attention_chain(root: Node) -> AttentionChain | Refusal | None:
@@ -88,10 +90,11 @@ def _through_softmax(node: Node, walk: Walk) -> tuple[Node, Node, Walk] | None:
     while not _is_softmax(node):
         module = module_of(node)
         if isinstance(module, nn.Dropout):
-            walk = replace(walk, dropout_p=module.p)
+            walk = replace(walk, dropout_p=module.p, drops=module.training)
         elif is_call(node, _ATEN.dropout.default):
             bound = bound_arguments(node)
-            walk = replace(walk, dropout_p=number_of(bound["p"]) or 0.0)
+            p, drops = number_of(bound["p"]) or 0.0, bound["train"] is not False
+            walk = replace(walk, dropout_p=p, drops=drops)
         elif not any(is_call(node, target) for target in (*CASTS, *RESHAPES)):
             return None
         if not node.all_input_nodes or walk.steps > MOST_STEPS:
@@ -142,6 +145,7 @@ def _finish(
         query_scale=done.query_scale,
         masks=done.masks,
         dropout_p=done.dropout_p,
+        drops=done.drops,
     )
     return _objection(chain, root) or chain
 

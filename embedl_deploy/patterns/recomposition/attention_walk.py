@@ -45,6 +45,7 @@ class Walk:
     query_scale: Node | None = None
     masks: tuple[Mask, ...] = ()
     dropout_p: float = 0.0
+    drops: bool = False
     steps: int = 0
 
     def past(self, node: Node) -> "Walk":

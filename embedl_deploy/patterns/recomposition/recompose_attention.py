@@ -47,8 +47,11 @@ class RecomposeAttention(Pattern):
 
     def replace(self, match: PatternMatch) -> Node:
         chain = _chain_of(match)
-        core = ScaledDotProductAttention(scale=chain.scale, dropout_p=chain.dropout_p)
-        core.train(match.graph_module.training)
+        is_training = match.graph_module.training
+        # Dropout that the model switches off by hand while it trains stays off.
+        dropout_p = chain.dropout_p if chain.drops or not is_training else 0.0
+        core = ScaledDotProductAttention(scale=chain.scale, dropout_p=dropout_p)
+        core.train(is_training)
         query, key, value = chain.query, chain.key, chain.value
         if chain.query_scale is not None:
             query = match.call_function(_ATEN.mul.Tensor, query, chain.query_scale)

@@ -55,7 +55,11 @@ def _tanh_argument() -> Tree:
         Op(_ATEN.pow.Tensor_Scalar, _X, _about("three", 3.0)),
         Op(_ATEN.mul.Tensor, Op(_ATEN.mul.Tensor, _X, _X), _X),
     )
-    scaled_cube = Op(_ATEN.mul.Tensor, cube, _about("cubic", 0.044715))
+    scaled_x = Op(_ATEN.mul.Tensor, _X, _about("cubic", 0.044715))
+    scaled_cube = OneOf(
+        Op(_ATEN.mul.Tensor, cube, _about("cubic", 0.044715)),
+        Op(_ATEN.mul.Tensor, Op(_ATEN.mul.Tensor, scaled_x, _X), _X),
+    )
     sum_with_cube = Op(_ATEN.add.Tensor, _X, scaled_cube)
     return Op(_ATEN.mul.Tensor, sum_with_cube, _about("slope", math.sqrt(2.0 / math.pi)))
 

@@ -72,11 +72,10 @@ def test_fuses_a_shared_convolution_with_each_of_its_norms() -> None:
 
 
 def test_keeps_every_key_and_parameter() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    conv, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    model = nn.Sequential(conv, norm).eval()
 
-    graph = check_rewrite(
-        FuseConvNorm(), model, nn.Sequential(fused_conv(model[0], model[1])), IMAGE
-    )
+    graph = check_rewrite(FuseConvNorm(), model, nn.Sequential(fused_conv(conv, norm)), IMAGE)
 
     assert list(graph.state_dict()) == list(model.state_dict())
 

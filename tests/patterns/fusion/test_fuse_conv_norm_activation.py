@@ -9,8 +9,11 @@ from embedl_deploy.testing import check_refusal, check_rewrite
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
+CONV, NORM = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+
 def block(activation: nn.Module) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), activation).eval()
+    return nn.Sequential(CONV, NORM, activation).eval()
 
 
 def test_fuses_relu_under_its_own_name() -> None:
@@ -19,7 +22,7 @@ def test_fuses_relu_under_its_own_name() -> None:
     check_rewrite(
         FuseConvNormActivation(),
         before=model,
-        expected=nn.Sequential(FusedConvBNReLU(model[0], model[1], nn.ReLU())),
+        expected=nn.Sequential(FusedConvBNReLU(CONV, NORM, nn.ReLU())),
         example=IMAGE,
     )
 
@@ -33,14 +36,14 @@ def test_fuses_other_activations(activation: nn.Module) -> None:
     check_rewrite(
         FuseConvNormActivation(),
         before=model,
-        expected=nn.Sequential(FusedConvBNAct(model[0], model[1], activation)),
+        expected=nn.Sequential(FusedConvBNAct(CONV, NORM, activation)),
         example=IMAGE,
     )
 
 
 def test_the_fused_module_trains_its_parts() -> None:
     model = block(nn.ReLU())
-    fused = FusedConvBNReLU(model[0], model[1], nn.ReLU())
+    fused = FusedConvBNReLU(CONV, NORM, nn.ReLU())
     graph = check_rewrite(FuseConvNormActivation(), model, nn.Sequential(fused), IMAGE)
     mean = graph.get_buffer("1.running_mean").clone()
 

@@ -53,7 +53,7 @@ def test_refuses_a_norm_that_a_residual_reads() -> None:
 def test_refuses_a_norm_over_several_dimensions() -> None:
     check_refusal(
         FuseNormLinear(),
-        before=nn.Sequential(nn.LayerNorm((5, 4)), nn.Linear(4, 6)),
+        before=nn.Sequential(nn.LayerNorm([5, 4]), nn.Linear(4, 6)),
         because="spans 2 dimensions",
         example=ROWS,
     )

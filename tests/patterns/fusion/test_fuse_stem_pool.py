@@ -8,42 +8,41 @@ from embedl_deploy.testing import check_refusal, check_rewrite
 IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def stem(channels: int = 3) -> nn.Sequential:
-    conv = nn.Conv2d(channels, 4, 7, stride=2, padding=3, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(3, 2, 1)).eval()
+CONV = nn.Conv2d(3, 4, 7, stride=2, padding=3, bias=False)
+NORM = nn.BatchNorm2d(4)
+POOL = nn.MaxPool2d(3, 2, 1)
+
+
+def stem(conv: nn.Conv2d = CONV, norm: nn.BatchNorm2d = NORM) -> nn.Sequential:
+    return nn.Sequential(conv, norm, nn.ReLU(), POOL).eval()
 
 
 def test_fuses_the_stem_of_a_residual_network() -> None:
-    model = stem()
-
     check_rewrite(
         FuseStemPool(),
-        before=model,
-        expected=nn.Sequential(FusedStemPool(model[0], model[1], nn.ReLU(), model[3])),
+        before=stem(),
+        expected=nn.Sequential(FusedStemPool(CONV, NORM, nn.ReLU(), POOL)),
         example=IMAGE,
     )
 
 
 def test_fuses_a_stem_without_activation() -> None:
-    model = stem()
-
     check_rewrite(
         FuseStemPool(),
-        before=nn.Sequential(model[0], model[1], model[3]).eval(),
-        expected=nn.Sequential(FusedStemPool(model[0], model[1], None, model[3])),
+        before=nn.Sequential(CONV, NORM, POOL).eval(),
+        expected=nn.Sequential(FusedStemPool(CONV, NORM, None, POOL)),
         example=IMAGE,
     )
 
 
 def test_refuses_a_block_deep_inside_a_network() -> None:
-    check_refusal(FuseStemPool(), before=stem(channels=8), because="reads 8 channels")
+    check_refusal(FuseStemPool(), before=stem(nn.Conv2d(8, 4, 3)), because="reads 8 channels")
 
 
 def test_refuses_a_norm_without_statistics() -> None:
-    model = stem()
-    model[1] = nn.BatchNorm2d(4, track_running_stats=False)
+    model = stem(norm=nn.BatchNorm2d(4, track_running_stats=False))
 
-    check_refusal(FuseStemPool(), before=model.eval(), because="no running statistics")
+    check_refusal(FuseStemPool(), before=model, because="no running statistics")
 
 
 def test_refuses_a_stem_that_a_skip_connection_reads() -> None:
