@@ -1,9 +1,13 @@
 """The declared range of each symbolic size in a graph."""
 
-from torch import Tensor
+import sys
+from typing import cast
+
+import sympy
+from torch import SymInt, Tensor
 from torch.export import ExportedProgram
 from torch.fx import Graph
-from torch.utils._sympy.numbers import int_oo
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.value_ranges import ValueRanges
 
 
@@ -11,7 +15,7 @@ def range_constraints(graph: Graph) -> dict[str, tuple[int, int | None]]:
     """Returns smallest and largest value of every symbol in the shapes of the inputs."""
     ranges: dict[str, tuple[int, int | None]] = {}
     for node in graph.find_nodes(op="placeholder"):
-        value = node.meta.get("val")
+        value: object = node.meta.get("val")
         sizes: tuple[object, ...] = tuple(value.shape) if isinstance(value, Tensor) else (value,)
         for size in sizes:
             ranges.update(_ranges_of(size))
@@ -27,16 +31,17 @@ def declared_ranges(exported: ExportedProgram) -> dict[str, tuple[int, int | Non
 
 
 def _bounds(found: ValueRanges) -> tuple[int, int | None]:  # pyright: ignore[reportMissingTypeArgument]  # generic only in torch's stubs
-    return int(found.lower), None if found.upper == int_oo else int(found.upper)
+    # Without an upper bound it is an infinity of torch's own, above every machine integer.
+    is_bounded = bool(found.upper < sys.maxsize - 1)
+    return int(found.lower), int(found.upper) if is_bounded else None
 
 
 def _ranges_of(size: object) -> dict[str, tuple[int, int | None]]:
-    symbolic = getattr(size, "node", None)
-    environment = getattr(symbolic, "shape_env", None)
-    if symbolic is None or environment is None:
+    if not isinstance(size, SymInt):
         return {}
+    environment = cast("ShapeEnv", size.node.shape_env)
     found: dict[str, tuple[int, int | None]] = {}
-    for symbol in sorted(symbolic.expr.free_symbols, key=str):
+    for symbol in sorted(cast("set[sympy.Symbol]", size.node.expr.free_symbols), key=str):
         bounds = environment.var_to_range.get(symbol)
         if bounds is not None:
             found[str(symbol)] = _bounds(bounds)
