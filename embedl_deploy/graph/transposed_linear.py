@@ -28,7 +28,9 @@ class TransposedLinear(nn.Module):
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
-        self.weight = nn.Parameter(torch.empty(in_features, out_features, device=device, dtype=dtype))
+        self.weight = nn.Parameter(
+            torch.empty(in_features, out_features, device=device, dtype=dtype)
+        )
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         else:

@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """Removes from a flat graph what computes nothing that anyone reads."""
 
 import torch
@@ -17,7 +19,7 @@ _UNBACKED = (_aten.item.default, _aten._local_scalar_dense.default, _aten.nonzer
 
 
 def remove_asserts(graph: Graph) -> None:
-    """Removes assertions; those that bound sizes read from data stay, since exporting needs them."""
+    """Removes assertions, but not those that bound sizes read from data: exporting needs them."""
     has_unbacked = any(
         graph.find_nodes(op="call_function", target=target, sort=False) for target in _UNBACKED
     )

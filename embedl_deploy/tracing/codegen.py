@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """The calling convention of a traced graph: names, nesting and classes of the model's own."""
 
 from collections.abc import Sequence
@@ -40,9 +42,7 @@ class StructuredCodeGen(_PyTreeCodeGen):
             ("_rebuild_outputs", self.rebuild_outputs),
         ]
 
-    def gen_var_bindings(
-        self, fn_args: list[str], free_vars: list[str], expanded_def: bool
-    ) -> str:
+    def gen_var_bindings(self, fn_args: list[str], free_vars: list[str], expanded_def: bool) -> str:
         code = super().gen_var_bindings(fn_args, free_vars, expanded_def)
         return code.replace(_FLATTEN, "_flatten_inputs(", 1)
 

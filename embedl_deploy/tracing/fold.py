@@ -1,5 +1,8 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """Computes once what depends on no input and on no weight."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -102,7 +105,8 @@ def _reads_no_values(node: Node) -> bool:
     """Tells whether ``node`` takes only dtype, device and known sizes from its input."""
     if node.target not in _LIKE or len(node.all_input_nodes) != 1:
         return False
-    sizes = [*node.meta["val"].shape, *node.all_input_nodes[0].meta["val"].shape]
+    source = node.all_input_nodes[0]
+    sizes: list[object] = [*node.meta["val"].shape, *source.meta["val"].shape]
     return all(isinstance(size, int) for size in sizes)
 
 
@@ -113,16 +117,11 @@ def _is_too_large(node: Node) -> bool:
 
 def _size(node: Node) -> int:
     value = node.meta.get("val")
-    sizes: Sequence[object] = tuple(value.shape) if isinstance(value, Tensor) else ()
-    total = 1
-    for size in sizes:
-        total *= size if isinstance(size, int) else _LARGEST
-    return total
+    sizes = cast("Sequence[object]", value.shape if isinstance(value, Tensor) else ())
+    return math.prod(size if isinstance(size, int) else _LARGEST for size in sizes)
 
 
-def _values(
-    program: Program, constant: dict[Node, None], edge: list[Node]
-) -> dict[Node, Tensor]:
+def _values(program: Program, constant: dict[Node, None], edge: list[Node]) -> dict[Node, Tensor]:
     """Computes the constants of ``edge``; what they are made from is freed on the way."""
     needed = _needed(constant, edge)
     readers = {node: sum(user in needed for user in node.users) for node in needed}

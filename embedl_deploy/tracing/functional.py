@@ -135,5 +135,3 @@ class _Functionalizer:
             f"{line}): a traced graph keeps no state between calls; return the new value as an "
             "output, or assign it outside forward"
         )
-
-

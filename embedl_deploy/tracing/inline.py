@@ -75,9 +75,7 @@ def _inlined(
     raise AssertionError("a block without an output")
 
 
-def _copied(
-    program: Program, node: Node, body: GraphModule, mapped: dict[Node, Argument]
-) -> Node:
+def _copied(program: Program, node: Node, body: GraphModule, mapped: dict[Node, Argument]) -> Node:
     copied = program.graph.node_copy(node, mapped.__getitem__)  # pyright: ignore[reportArgumentType]  # literals may be inputs
     if node.op == "get_attr":
         name = f"{node.target}_inlined_{len(program.attributes)}"

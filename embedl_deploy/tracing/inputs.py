@@ -1,7 +1,9 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """Checks example inputs before anything is traced with them."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -81,7 +83,8 @@ def _check_like(name: str, recorded: object, value: object) -> None:
     expected = f"{recorded.dtype} of shape {list(recorded.shape)}"
     if not isinstance(value, Tensor):
         raise TracingError(f"input {name!r} must be {expected}, got {type(value).__name__}")
-    sizes = zip(recorded.shape, value.shape, strict=False)
+    known = cast("Iterable[object]", recorded.shape)
+    sizes = zip(known, value.shape, strict=False)
     differs = any(isinstance(size, int) and size != given for size, given in sizes)
     if recorded.dtype != value.dtype or recorded.dim() != value.dim() or differs:
         raise TracingError(

@@ -1,6 +1,9 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """Turns single ATen calls into calls of the modules they compute, under the model's own names."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 from torch._ops import OpOverload
@@ -9,7 +12,7 @@ from torch.fx import GraphModule, Node
 from embedl_deploy.graph.nodes import module_at, module_path
 from embedl_deploy.tracing.lift_call import Call, Lifting, Unliftable
 from embedl_deploy.tracing.lift_table import LIFT_TABLE
-from embedl_deploy.tracing.program import Program
+from embedl_deploy.tracing.program import Program, modules_of
 
 _OWN_STATE = ("num_batches_tracked",)
 
@@ -85,7 +88,7 @@ class _Lifter:
         """Returns what ``node`` computes, None where it must stay an ATen call."""
         if node.op != "call_function" or not isinstance(node.target, OpOverload):
             return None
-        row = LIFT_TABLE.get(node.target)
+        row = LIFT_TABLE.get(cast("OpOverload", node.target))
         if row is None:
             return None
         try:
@@ -148,9 +151,9 @@ class _Lifter:
     def _plain(self, node: Node, key: tuple[object, ...], alone: bool) -> str:
         """Returns the path of the module that made a call without parameters, or a free one."""
         path = module_path(node)
-        if alone and path and path not in self.direct and path not in self.inner:
-            if self.keys.setdefault(path, key) == key:
-                return path
+        is_leaf = bool(path) and path not in self.direct and path not in self.inner
+        if alone and is_leaf and self.keys.setdefault(path, key) == key:
+            return path
         # A module called twice gives its n-th call of this kind one name both times.
         call, stem = _call_of(node), _stem(node)
         number = self.per_call[call, stem] = self.per_call.get((call, stem), 0) + 1
@@ -209,7 +212,7 @@ def _inner_paths(program: Program) -> set[str]:
     paths = {name.rpartition(".")[0] for name in program.state}
     paths.update(module_path(node) for node in program.graph.nodes if node.op == "call_function")
     if program.origin is not None:
-        paths.update(path for path, _ in program.origin.named_modules(remove_duplicate=False))
+        paths.update(path for path, _ in modules_of(program.origin))
     inner: set[str] = set()
     for path in paths:
         parent = path.rpartition(".")[0]
@@ -221,7 +224,8 @@ def _inner_paths(program: Program) -> set[str]:
 
 def _call_of(node: Node) -> str:
     stack = node.meta.get("nn_module_stack")
-    return str(list(stack)[-1]) if isinstance(stack, dict) and stack else ""
+    names = list(cast("dict[str, object]", stack)) if isinstance(stack, dict) else []
+    return names[-1] if names else ""
 
 
 def _stem(node: Node) -> str:

@@ -19,8 +19,7 @@ def _activation(module_class: type[nn.Module], **options: str) -> Row:
 
     def row(call: Call) -> Lifting:
         given = {name: call.option(argument) for name, argument in options.items()}
-        first = call.node.target._schema.arguments[0].name  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]  # rows are keyed by overloads
-        return Lifting(module_class, given, (call.node_of(first),))
+        return Lifting(module_class, given, (call.node_of(next(iter(call.bound))),))
 
     return row
 

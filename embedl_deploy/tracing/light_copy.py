@@ -1,9 +1,11 @@
-"""Copies the structure of a model and shares its tensors, so that tracing never touches the original."""
+"""Copies the structure of a model and shares its tensors: tracing never touches the original."""
 
 import copy
 import functools
 import types
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -16,7 +18,8 @@ def light_copy(model: nn.Module) -> nn.Module:
 
     Hooks, train and eval flags, bound methods and plain attributes come along. Where an attribute
     refuses to be deep-copied (a lock, an open file, a session) the whole copy falls back to one
-    that copies modules and the lists, dicts and bound methods that lead to them, and shares the rest.
+    that copies modules and the lists, dicts and bound methods that lead to them,
+    and shares the rest.
     """
     memo: dict[int, object] = {}
     for module in model.modules():
@@ -38,16 +41,19 @@ def _collect_tensors(
     if depth == 0 or id(value) in seen or isinstance(value, (str, bytes, int, float, type)):
         return
     seen[id(value)] = value
-    if isinstance(value, dict):
-        inner = list(value.values())
-    elif isinstance(value, _CONTAINERS):
-        inner = list(value)
-    elif isinstance(value, (nn.Module, types.ModuleType, types.FunctionType)):
-        inner = []
-    else:
-        inner = list(getattr(value, "__dict__", {}).values())
-    for item in inner:
+    for item in _inner(value):
         _collect_tensors(item, memo, seen, depth - 1)
+
+
+def _inner(value: object) -> list[object]:
+    """Returns what ``value`` holds; modules are visited by themselves."""
+    if isinstance(value, dict):
+        return list(cast("dict[object, object]", value).values())
+    if isinstance(value, _CONTAINERS):
+        return list(cast("list[object]", value))
+    if isinstance(value, (nn.Module, types.ModuleType, types.FunctionType)):
+        return []
+    return list(cast("dict[str, object]", getattr(value, "__dict__", {})).values())
 
 
 class _StructuralCopy:
@@ -82,8 +88,10 @@ class _StructuralCopy:
         return self._moved_container(value, depth)
 
     def _moved_container(self, value: object, depth: int) -> object:
+        kind = cast("Callable[[object], object]", type(value))
         if type(value) in (dict, OrderedDict):
-            return type(value)((name, self.moved(item, depth - 1)) for name, item in value.items())
+            items = cast("dict[object, object]", value).items()
+            return kind([(name, self.moved(item, depth - 1)) for name, item in items])
         if type(value) in _CONTAINERS:
-            return type(value)(self.moved(item, depth - 1) for item in value)
+            return kind([self.moved(item, depth - 1) for item in cast("list[object]", value)])
         return value

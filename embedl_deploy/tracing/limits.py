@@ -1,8 +1,12 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """Names what an eval-mode trace cannot hold: it says so instead of training another model."""
 
 from collections.abc import Container
 
 from torch import nn
+
+from embedl_deploy.tracing.program import modules_of
 
 _STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d", "LayerDrop")
 
@@ -17,7 +21,7 @@ def training_limits(origin: nn.Module | None, kept: Container[str]) -> list[str]
     if origin is None:
         return []
     lost: dict[str, list[str]] = {}
-    for path, module in origin.named_modules():
+    for path, module in modules_of(origin):
         kind = _kind(module)
         if kind is not None and path not in kept and not module.training:
             lost.setdefault(kind, []).append(path)

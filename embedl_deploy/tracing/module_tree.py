@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """Builds the module that a lifted program becomes, with the state_dict of the model."""
 
 from collections.abc import Mapping
@@ -6,7 +8,7 @@ from torch import Tensor, nn
 
 from embedl_deploy.graph.traced_module import TracedModule, container_at
 from embedl_deploy.tracing.lift import Lifted
-from embedl_deploy.tracing.program import Program, State
+from embedl_deploy.tracing.program import Program, State, modules_of
 
 
 def build_module(program: Program, lifted: Mapping[str, Lifted], training: bool) -> TracedModule:
@@ -45,7 +47,7 @@ def _paths(program: Program, lifted: Mapping[str, Lifted]) -> dict[str, list[str
         owned.setdefault(path, []).append(last)
     if program.origin is None:
         return owned
-    order = [path for path, _ in program.origin.named_modules(remove_duplicate=False)]
+    order = [path for path, _ in modules_of(program.origin)]
     paths = {path: owned.get(path, []) for path in order if path in owned or path in lifted}
     return {**paths, **owned}
 
@@ -72,8 +74,8 @@ def _copy_training(origin: nn.Module | None, root: nn.Module) -> None:
     """Gives containers the train and eval flags of the modules they stand for."""
     if origin is None:
         return
-    flags = {path: module.training for path, module in origin.named_modules(remove_duplicate=False)}
-    for path, module in root.named_modules(remove_duplicate=False):
+    flags = {path: module.training for path, module in modules_of(origin)}
+    for path, module in modules_of(root):
         if type(module) is nn.Module:
             module.training = flags.get(path, module.training)
 

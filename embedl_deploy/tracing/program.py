@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """A flat ATen graph together with the tensors it reads, before it becomes a module again."""
 
 from collections.abc import Iterator, Mapping
@@ -105,6 +107,11 @@ def program_of_graph_module(graph_module: GraphModule) -> Program:
     return Program(graph, _with_ties(state), attributes, None)
 
 
+def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields every path of ``model`` with its module; a shared module has several paths."""
+    yield from cast("Iterator[tuple[str, nn.Module]]", model.named_modules(remove_duplicate=False))
+
+
 def _state_node(graph: Graph, node: Node, name: str) -> Node:
     attribute = graph.create_node("get_attr", name, name=name.replace(".", "_"))
     attribute.meta = dict(node.meta)
@@ -119,7 +126,7 @@ def _attribute(owner: object, name: str) -> object:
 
 def _state_of_origin(origin: nn.Module) -> dict[str, State]:
     state: dict[str, State] = {}
-    for path, module in origin.named_modules(remove_duplicate=False):
+    for path, module in modules_of(origin):
         prefix = f"{path}." if path else ""
         for name, tensor in _direct_tensors(module):
             persistent = name not in module._non_persistent_buffers_set
@@ -175,7 +182,7 @@ def _codegen(exported: ExportedProgram) -> _PyTreeCodeGen:
     signature = exported.module_call_graph[0].signature
     names = list(signature.forward_arg_names or []) if signature is not None else []
     if not names:
-        positional, keyword = in_spec.children_specs
+        positional, keyword = in_spec.child(0), in_spec.child(1)
         names = [f"arg_{i}" for i in range(positional.num_children)]
         names.extend(cast("list[str]", keyword.context))
     return _PyTreeCodeGen(_PyTreeInfo(names, in_spec, exported.call_spec.out_spec))

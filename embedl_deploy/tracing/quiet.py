@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 _LOGGERS = (
@@ -13,7 +13,7 @@ _LOGGERS = (
 
 
 @contextmanager
-def quiet_torch() -> Iterator[None]:
+def quiet_torch() -> Generator[None]:
     """Drops what this thread makes torch's tracing loggers say; other threads' records pass."""
     thread = threading.get_ident()
 

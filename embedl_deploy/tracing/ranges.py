@@ -30,9 +30,9 @@ def declared_ranges(exported: ExportedProgram) -> dict[str, tuple[int, int | Non
     return {str(symbol): _bounds(found) for symbol, found in exported.range_constraints.items()}
 
 
-def _bounds(found: ValueRanges) -> tuple[int, int | None]:  # pyright: ignore[reportMissingTypeArgument]  # generic only in torch's stubs
+def _bounds(found: "ValueRanges[sympy.Expr]") -> tuple[int, int | None]:
     # Without an upper bound it is an infinity of torch's own, above every machine integer.
-    is_bounded = bool(found.upper < sys.maxsize - 1)
+    is_bounded = bool(cast("int", found.upper) < sys.maxsize - 1)
     return int(found.lower), int(found.upper) if is_bounded else None
 
 

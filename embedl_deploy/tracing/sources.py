@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """The kinds of model that can be traced, and how each becomes a program."""
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """Takes apart and rebuilds inputs and outputs of classes that torch's pytree does not know.
 
 An object that holds tensors becomes the dictionary of those of its attributes that do; a template

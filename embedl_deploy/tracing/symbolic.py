@@ -24,7 +24,8 @@ def symbolic_model(
     fixed = {
         name: value
         for name, value in bound.arguments.items()
-        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)) and value not in ((), {})
+        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
+        and value not in ((), {})
     }
     try:
         return symbolic_trace(light_copy(model), concrete_args=fixed)

@@ -94,5 +94,3 @@ def _hint(size: object) -> int:
         return size
     hint: object = getattr(getattr(size, "node", None), "hint", None)
     return hint if isinstance(hint, int) else -1
-
-

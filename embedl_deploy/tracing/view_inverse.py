@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """Which operations return views, and how a value written to a view gets back into its base."""
 
 from collections.abc import Callable, Sequence
@@ -101,7 +103,6 @@ def _same(view: Node, base: Node, value: Node) -> Node:
     return value
 
 
-
 def _transposed(view: Node, base: Node, value: Node) -> Node:
     return _call(base, cast("OpOverload", view.target), value, *view.args[1:])
 
@@ -120,7 +121,7 @@ def _reshaped(view: Node, base: Node, value: Node) -> Node:
     del view
     before: Tensor = base.meta["val"]
     sizes: list[Argument] = []
-    for dimension, size in enumerate(before.shape):
+    for dimension, size in enumerate(cast("Sequence[object]", before.shape)):
         if isinstance(size, int):
             sizes.append(size)
             continue
@@ -145,11 +146,11 @@ def _into_part(view: Node, index: int, base: Node, value: Node) -> Node:
         raise NoInverse
     dimension = cast("int", view.args[2] if len(view.args) > 2 else view.kwargs.get("dim", 0))
     parts = cast("Sequence[Tensor]", view.meta["val"])
-    sizes = [part.shape[dimension] for part in parts[: index + 1]]
-    if any(not isinstance(size, int) for size in sizes):
+    given: list[object] = [part.shape[dimension] for part in parts[: index + 1]]
+    sizes = [size for size in given if isinstance(size, int)]
+    if len(sizes) != len(given):
         raise NoInverse
-    start = sum(sizes[:-1])
-    end = start + sizes[-1]
+    start, end = sum(sizes[:-1]), sum(sizes)
     return _call(base, _aten.slice_scatter.default, base, value, dimension, start, end)
 
 

@@ -93,9 +93,7 @@ def _runner(
     return run
 
 
-def _complete(
-    program: Program, copied: Node, node: Node, traced: object, like: Node
-) -> None:
+def _complete(program: Program, copied: Node, node: Node, traced: object, like: Node) -> None:
     """Gives a new node the place in the user's code that its region has."""
     for key in ("nn_module_stack", "stack_trace"):
         if key in like.meta:

@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """What an in-place operation writes, and the operation that returns the same value instead."""
 
 from collections.abc import Callable
@@ -5,7 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload, OpOverloadPacket
+from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import Argument, map_arg
 
@@ -41,8 +43,8 @@ def written(node: Node) -> Node:
 def functional_value(node: Node, now: Callable[[Node], Node]) -> Node:
     """Inserts the call that returns what ``node`` writes; ``now`` gives each input's value."""
     target = functional_target(node)
-    args = cast("tuple[Argument, ...]", map_arg(node.args, now))
-    kwargs = cast("dict[str, Argument]", map_arg(node.kwargs, now))
+    args = map_arg(node.args, now)
+    kwargs = map_arg(node.kwargs, now)
     before = written(node)
     if target is _aten.copy.default and _same_kind(before, args[1]):
         return cast("Node", args[1])
@@ -62,10 +64,11 @@ def functional_target(node: Node) -> OpOverload:
     target = cast("OpOverload", node.target)
     name = target._schema.name.split("::")[1]
     packet: object = getattr(_aten, name.removesuffix("_"), None)
-    if name.endswith("_") and isinstance(packet, OpOverloadPacket):
-        overload: object = getattr(packet, target._overloadname, None)
-        if isinstance(overload, OpOverload) and not overload._schema.is_mutable:
-            return overload
+    overload: object = getattr(packet, target._overloadname, None) if name.endswith("_") else None
+    if isinstance(overload, OpOverload):
+        found = cast("OpOverload", overload)
+        if not found._schema.is_mutable:
+            return found
     raise _no_functional_form(node)
 
 
