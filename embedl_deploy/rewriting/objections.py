@@ -1,0 +1,106 @@
+"""What an exact match would have to differ in, as differences: one function per kind."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch._ops import OpOverload
+from torch.fx import Node
+from torch.fx.node import Argument
+
+from embedl_deploy.graph.nodes import bound_arguments
+from embedl_deploy.rewriting.compose import Chain
+from embedl_deploy.rewriting.describe import describe, describe_value, link_name, short_label
+from embedl_deploy.rewriting.difference import Difference, differ
+from embedl_deploy.rewriting.tree import Op, Tree, scales_are_plain
+from embedl_deploy.rewriting.what_if import failed_condition
+
+
+@dataclass(frozen=True)
+class Place:
+    """The argument that is being matched, for messages."""
+
+    reader: Node
+    argument: str = ""
+
+    def of(self, position: int) -> "Place":
+        """Returns the place of an argument of ``reader``."""
+        names = list(bound_arguments(self.reader))
+        return Place(self.reader, names[position] if position < len(names) else str(position))
+
+
+def objections(tree: Op, node: Node) -> Iterator[Difference]:
+    """Yields what an ``Op`` whose target fits does not like about a node."""
+    bound = bound_arguments(node)
+    for name, value in tree.literals.items():
+        if bound.get(name) != value:
+            cure = f"call it with {name}={value!r}, or leave {name!r} out of the tree's literals"
+            found = repr(bound.get(name))
+            yield differ("literal", node, f"{name}={value!r}", found, cure)
+    if not tree.inputs and not scales_are_plain(node, tree.literals):
+        yield scaled(node)
+    if tree.where is not None and not tree.where(node):
+        yield failed_condition(tree.where, node)
+
+
+def not_default(tree: Op, node: Node) -> Iterator[Difference]:
+    """Yields the arguments beyond the listed ones that do not have their defaults."""
+    listed = len(tree.inputs)
+    if not isinstance(node.target, OpOverload):
+        if len(node.args) > listed:
+            cure = f"list all {len(node.args)} arguments in the tree"
+            yield differ("argument", node, f"{listed} arguments", f"{len(node.args)}", cure)
+        return
+    bound = bound_arguments(node)
+    for parameter in node.target._schema.arguments[listed:]:  # pyright: ignore[reportPrivateUsage]  # torch offers no other way
+        name = parameter.name
+        default: Argument = parameter.default_value if parameter.has_default_value() else None
+        if name not in tree.literals and bound.get(name) != default:
+            found, expected = f"{name}={bound.get(name)!r}", f"{name}={default!r}, its default"
+            cure = f"leave {name!r} at its default, or name it: literals={{{name!r}: …}}"
+            yield differ("literal", node, expected, found, cure)
+
+
+def scaled(node: Node) -> Difference:
+    """Returns the difference of an operation that scales an operand."""
+    bound = bound_arguments(node)
+    found = ", ".join(f"{name}={bound[name]!r}" for name in ("alpha", "beta") if name in bound)
+    cure = "call it without a scale, or name it in the tree: literals={'alpha': 2}"
+    return differ("literal", node, "a scale of 1", found, cure)
+
+
+def wrong_target(node: Node, expected: str) -> Difference:
+    """Returns the difference of a node that runs something else."""
+    if node.op in ("placeholder", "get_attr"):
+        cure = f"compute it with {expected}, or end the tree here with Input()"
+        return differ("target", node, expected, short_label(node), cure)
+    cure = f"use {expected} there, or admit it in the tree: a tuple (…, …) lists alternatives"
+    return differ("target", node, expected, short_label(node), cure)
+
+
+def not_computed(place: Place, expected: str, value: Argument) -> Difference:
+    """Returns the difference of a literal where a computed value must stand."""
+    argument = f" as {place.argument!r}" if place.argument else ""
+    cure = "give the tree a literal in this place, or compute the value in the model"
+    return differ("value", place.reader, f"{expected}{argument}", describe_value(value), cure)
+
+
+def missing_link(tree: Chain, last: int, node: Node) -> Difference:
+    """Returns the difference of a chain that goes on before a link was met."""
+    link = link_name(tree.links[last])
+    readers = ", ".join(f"%{reader.name} = {short_label(reader)}" for reader in node.users)
+    found = f"none: it is read by {readers or 'nothing'}"
+    return differ("link", node, f"{link} after it", found, "add it, or wrap the link in Maybe(…)")
+
+
+def extra_node(link: Tree, node: Node) -> Difference:
+    """Returns the difference of a node that stands between two links."""
+    cure = "remove it (a conversion may do so), or put Wildcard(…) or Maybe(…) between the links"
+    expected, found = f"{describe(link)} in this place", f"{short_label(node)} before it"
+    return differ("extra", node, expected, found, cure)
+
+
+def other_literal(place: Place, expected: str, value: Argument) -> Difference:
+    """Returns the difference of a literal, or of a computed value in the place of one."""
+    argument = f" as {place.argument!r}" if place.argument else ""
+    cure = "change it, or admit it: OneOf(1, 2) lists values, Literal('name') takes any"
+    return differ("literal", place.reader, f"{expected}{argument}", describe_value(value), cure)
