@@ -30,7 +30,7 @@ from embedl_deploy.lowering import checkpoint as checkpoint_file
 from embedl_deploy.lowering.assembly import Assembly
 from embedl_deploy.lowering.checkpoint import SavedEngine
 from embedl_deploy.lowering.engine_choice import engine_from
-from embedl_deploy.lowering.rebuilding import rebuild
+from embedl_deploy.lowering.rebuilding import assignment_of, rebuild
 from embedl_deploy.passes.integer_conversion import convert
 from embedl_deploy.rewriting.backend import Backend
 from embedl_deploy.tracing import trace
@@ -225,7 +225,7 @@ def _built_anew(
     saved: Sequence[SavedEngine],
 ) -> LoweredModule:
     """Lowers a loaded graph with engines of the saved classes and settings."""
-    choices: list[Engine] = []
+    prototypes: dict[str, Engine] = {}
     for engine in saved:
         engine_class = known.get(engine.class_name)
         if engine_class is None:
@@ -234,9 +234,20 @@ def _built_anew(
                 "give its class to load_lowered(..., engines=[...])"
             )
         config = engine_class.config_class.from_dict(engine.config)
-        choices.append(engine_class(config))
+        prototypes.setdefault(engine.label, engine_class(config))
+
+    labels = {engine.subgraph: engine.label for engine in saved}
 
     def again(graph: GraphModule, args: tuple[object, ...], shapes: object) -> LoweredModule:
-        return lower(graph, args, engines=choices, dynamic_shapes=shapes, progress=progress)
+        source = _Source(graph, args, {}, shapes)
+        request = _request(source, list(prototypes.values()), None, 1, ())
+        return lower_graph(
+            replace(
+                request,
+                assignment=assignment_of(assembly, prototypes, labels),
+                build=BuildSettings(progress=progress),
+                allow_simulated=True,
+            )
+        )
 
     return rebuild(assembly.core, again)

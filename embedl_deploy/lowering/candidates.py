@@ -25,6 +25,28 @@ class Candidates:
     refusals: tuple[NodeRefusal, ...]
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """Which engine takes each node, as an earlier lowering of the same graph settled it."""
+
+    engines: Mapping[str, Engine]
+    """By label."""
+
+    labels: tuple[str, ...]
+    """The label of each step of the graph, in graph order; "" for eager."""
+
+
+def assigned(graph_module: GraphModule, assignment: Assignment) -> Candidates | None:
+    """Returns candidates that leave no choice; None if the graph has other steps."""
+    steps = [node for node in graph_module.graph.nodes if is_step(node)]
+    if len(steps) != len(assignment.labels):
+        return None
+    pairs = zip(steps, assignment.labels, strict=True)
+    return Candidates(
+        assignment.engines, {node: [label] if label else [] for node, label in pairs}, ()
+    )
+
+
 def candidates_of(
     graph_module: GraphModule,
     engines: Sequence[EngineChoice],

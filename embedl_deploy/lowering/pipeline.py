@@ -8,7 +8,12 @@ from torch.fx import GraphModule, Node
 
 from embedl_deploy.graph.record import record_of
 from embedl_deploy.lowering.assembly import Assembly, cut
-from embedl_deploy.lowering.candidates import Candidates, candidates_of
+from embedl_deploy.lowering.candidates import (
+    Assignment,
+    Candidates,
+    assigned,
+    candidates_of,
+)
 from embedl_deploy.lowering.choose import BuildSettings, Built, build_piece
 from embedl_deploy.lowering.core_graph import CoreGraph, core_of
 from embedl_deploy.lowering.engine_choice import EngineChoice
@@ -38,6 +43,9 @@ class LoweringRequest:
     min_nodes: int = 1
     atomic: Sequence[Sequence[str]] = ()
     """Names of nodes that no cut may divide."""
+
+    assignment: Assignment | None = None
+    """Who takes what, if that is settled; where it does not fit the graph, engines are asked."""
 
     python_signature: PythonSignature | None = None
     """The signature of the model's own ``forward``."""
@@ -124,7 +132,8 @@ def _cut(request: LoweringRequest) -> _Cut:
         request.python_signature,
         record.range_constraints,
     )
-    candidates = candidates_of(core.module, request.engines, request.pins)
+    before = None if request.assignment is None else assigned(core.module, request.assignment)
+    candidates = before or candidates_of(core.module, request.engines, request.pins)
     cuts = partition(
         core.module.graph,
         candidates.takers,

@@ -7,11 +7,15 @@ import torch
 from torch.export import Dim
 from torch.fx import GraphModule
 
+from embedl_deploy.engines.engine import Engine
 from embedl_deploy.errors import CheckpointError
+from embedl_deploy.lowering.assembly import Assembly
+from embedl_deploy.lowering.candidates import Assignment
 from embedl_deploy.lowering.core_graph import CoreGraph
 from embedl_deploy.lowering.expressions import evaluate, linear_in
 from embedl_deploy.lowering.lowered_module import LoweredModule
 from embedl_deploy.lowering.signature import Result, Signature, SizeInput, SymbolRange, TensorInput
+from embedl_deploy.lowering.units import is_step
 
 Lower = Callable[[GraphModule, tuple[object, ...], object], LoweredModule]
 """Traces and lowers (graph, example arguments, dynamic_shapes)."""
@@ -36,6 +40,19 @@ def rebuild(core: CoreGraph, lower: Lower) -> LoweredModule:
         raise CheckpointError("the saved graph no longer computes what its signature promises")
     outer = CoreGraph(assembly.core.module, signature, assembly.core.examples)
     return LoweredModule(replace(assembly, core=outer), inner.report, fallback=inner.fallback)
+
+
+def assignment_of(
+    assembly: Assembly, engines: Mapping[str, Engine], labels: Mapping[str, str]
+) -> Assignment:
+    """Returns which engine takes each step of a loaded graph, from the label of each subgraph."""
+    label_of = {
+        node: labels.get(subgraph.name, "")
+        for subgraph in assembly.partition.subgraphs
+        for node in subgraph.nodes
+    }
+    steps = [node for node in assembly.core.module.graph.nodes if is_step(node)]
+    return Assignment(engines, tuple(label_of.get(node, "") for node in steps))
 
 
 def example_arguments(signature: Signature) -> tuple[object, ...]:

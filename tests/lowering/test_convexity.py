@@ -25,9 +25,7 @@ def quotient(groups: list[int], reads: list[list[int]]) -> "nx.DiGraph[object]":
     graph: nx.DiGraph[object] = nx.DiGraph()
     names = [group if group >= 0 else f"v{v}" for v, group in enumerate(groups)]
     graph.add_nodes_from(names)
-    graph.add_edges_from(
-        (names[read], names[v]) for v, into in enumerate(reads) for read in into
-    )
+    graph.add_edges_from((names[read], names[v]) for v, into in enumerate(reads) for read in into)
     graph.remove_edges_from([(name, name) for name in names])
     return graph
 
