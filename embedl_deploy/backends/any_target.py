@@ -10,6 +10,7 @@ from embedl_deploy.patterns.conversion import (
     RemoveNoOpCopy,
     RemoveNoOpReshape,
     RemoveReshapeAroundLinear,
+    ReplaceEinsumWithMatmul,
 )
 from embedl_deploy.patterns.recomposition import RecomposeAttention, RecomposeGelu, RecomposeSilu
 
@@ -22,6 +23,7 @@ ANY_TARGET_CONVERSIONS = (
     RemoveNoOpArithmetic,
     RemoveIdentityPool,
     RemoveReshapeAroundLinear,
+    ReplaceEinsumWithMatmul,
     RecomposeGelu,
     RecomposeSilu,
     RecomposeAttention,

@@ -11,6 +11,7 @@ from embedl_deploy.patterns.conversion import (
     RemoveNoOpCopy,
     RemoveNoOpReshape,
     RemoveReshapeAroundLinear,
+    ReplaceEinsumWithMatmul,
     ReplaceFlattenLinearWithConv1x1,
 )
 from embedl_deploy.patterns.fusion import (
@@ -81,6 +82,7 @@ __all__ = [
     "RemoveNoOpCopy",
     "RemoveNoOpReshape",
     "RemoveReshapeAroundLinear",
+    "ReplaceEinsumWithMatmul",
     "ReplaceFlattenLinearWithConv1x1",
     "Tree",
     "Wildcard",

@@ -12,6 +12,7 @@ from embedl_deploy.patterns.conversion.remove_no_op_reshape import RemoveNoOpRes
 from embedl_deploy.patterns.conversion.remove_reshape_around_linear import (
     RemoveReshapeAroundLinear,
 )
+from embedl_deploy.patterns.conversion.replace_einsum_with_matmul import ReplaceEinsumWithMatmul
 from embedl_deploy.patterns.conversion.replace_flatten_linear_with_conv1x1 import (
     ReplaceFlattenLinearWithConv1x1,
 )
@@ -27,5 +28,6 @@ __all__ = [
     "RemoveNoOpCopy",
     "RemoveNoOpReshape",
     "RemoveReshapeAroundLinear",
+    "ReplaceEinsumWithMatmul",
     "ReplaceFlattenLinearWithConv1x1",
 ]
