@@ -16,6 +16,7 @@ from embedl_deploy.graph.traced_module import container_at
 from embedl_deploy.lowering.literals import Json, decode, encode
 from embedl_deploy.lowering.stitch import attribute
 from embedl_deploy.lowering.units import is_size_arithmetic
+from embedl_deploy.quantization.quantize_dequantize import decomposed
 
 _NAMESPACES = ("aten", "prims", "quantized_decomposed", "torchvision", "torchao", "embedl_deploy")
 _FORBIDDEN = ("from_file", "save", "load", "_print", "set_data")
@@ -137,6 +138,8 @@ def _operation(name: str) -> OpOverload | None:
     found = re.fullmatch(r"(\w+)::(\w+)\.(\w+)", name)
     if found is None or found[1] not in _NAMESPACES or found[2] in _FORBIDDEN:
         return None
+    if found[1] == "quantized_decomposed":
+        decomposed()  # registers them: a process that only loads has not done so yet
     try:
         packet = getattr(getattr(torch.ops, found[1]), found[2])
         operation: object = getattr(packet, found[3])
