@@ -5,6 +5,10 @@ import sys
 
 import typer
 
+from embedl_deploy.cli.commands.bench import bench_command
+from embedl_deploy.cli.commands.compile import compile_command
+from embedl_deploy.cli.commands.demo import demo_command
+from embedl_deploy.cli.commands.explain import explain_command
 from embedl_deploy.cli.commands.quantize import quantize_command
 from embedl_deploy.cli.commands.transform import transform_command
 from embedl_deploy.cli.console import Screen, quiet_libraries
@@ -25,8 +29,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("demo")(demo_command)
 app.command("transform")(transform_command)
 app.command("quantize")(quantize_command)
+app.command("compile")(compile_command)
+app.command("bench")(bench_command)
+app.command("explain")(explain_command)
 
 
 def main() -> None:

@@ -92,6 +92,16 @@ SamplesOption = Annotated[
 ]
 
 
+PrecisionOption = Annotated[
+    RunPrecision,
+    typer.Option(
+        "--precision",
+        "-p",
+        help="int8: the rest in bfloat16; int8-fp32: the rest in float32; or all in one.",
+    ),
+]
+
+
 def input_shapes(texts: list[str] | None) -> tuple[tuple[int, ...], ...]:
     """Returns the shapes given on the command line."""
     return tuple(parse_shape(text) for text in texts or ())

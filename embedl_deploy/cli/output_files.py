@@ -33,6 +33,18 @@ def require_writable(path: Path | None) -> None:
         raise OutputPathError(f"cannot write {path}: {_reason(error)}") from error
 
 
+def make_folder(path: Path) -> None:
+    """Makes the folder ``path`` unless it is there.
+
+    Raises:
+        OutputPathError: It cannot be made.
+    """
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputPathError(f"cannot make the folder {path}: {_reason(error)}") from error
+
+
 @contextmanager
 def written_whole(path: Path) -> Generator[Path]:
     """Yields a neighbour of ``path`` to write to, and renames it into place at the end.

@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from embedl_deploy.rewriting import PassRecord, SiteRecord, TransformationReport
 from embedl_deploy.tuning.machine import JsonValue
@@ -75,3 +76,15 @@ def refusal_groups(refused: Iterable[SiteRecord]) -> list[RefusalGroup]:
         )
         for (pattern, reason), records in groups.items()
     ]
+
+
+def json_value(value: object) -> JsonValue:
+    """Returns a record's values as JSON: tuples become lists, what JSON lacks becomes text."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        items = cast(Mapping[object, object], value).items()
+        return {str(key): json_value(item) for key, item in items}
+    if isinstance(value, list | tuple):
+        return [json_value(item) for item in cast(Sequence[object], value)]
+    return str(value)

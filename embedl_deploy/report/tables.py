@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 
+from embedl_deploy.lowering import LoweringReport
 from embedl_deploy.report.json_form import refusal_groups
 from embedl_deploy.rewriting import PassRecord
 from embedl_deploy.tuning.measure import Timing
@@ -35,6 +36,26 @@ def add_stage_rows(table: Table, record: PassRecord) -> None:
         table.add_row(record.name, group.pattern, "", str(len(group.sites)), reason)
     if not applied and not refusals:
         table.add_row(record.name, "; ".join(record.notes) or "nothing to do", "0", "0", "")
+
+
+def subgraphs_table(report: LoweringReport, title: str = "Subgraphs") -> Table:
+    """Returns one row per subgraph and one for what runs eager."""
+    table = Table(title=title, title_justify="left")
+    for column in ("subgraph", "engine", "nodes", "build s", "kernels per call"):
+        table.add_column(column, justify="right" if column in ("nodes", "build s") else "left")
+    for subgraph in report.subgraphs:
+        kernels = ", ".join(f"{count} {kind}" for kind, count in subgraph.kernels.items())
+        failed = "; ".join(f"{one.engine} failed: {one.reason}" for one in subgraph.failures)
+        table.add_row(
+            subgraph.name,
+            subgraph.description or subgraph.engine,
+            str(len(subgraph.nodes)),
+            f"{subgraph.build_seconds:.1f}",
+            "; ".join(filter(None, (kernels, failed))),
+        )
+    if report.eager_nodes:
+        table.add_row("the rest", "eager", str(len(report.eager_nodes)), "", "")
+    return table
 
 
 def timings_table(timings: Mapping[str, Timing], baseline: str, title: str = "Latency") -> Table:

@@ -1,0 +1,88 @@
+"""From a loaded model to one that an engine runs: what several commands do alike."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from embedl_deploy.backends.registry import resolve_backend
+from embedl_deploy.cli.calibration_data import forward_loop
+from embedl_deploy.cli.model_sources import Inputs
+from embedl_deploy.cli.options import RunPrecision
+from embedl_deploy.deployment import lower
+from embedl_deploy.engines import InductorEngineConfig
+from embedl_deploy.errors import LoweringError
+from embedl_deploy.graph.integer_share import integer_share
+from embedl_deploy.graph.record import record_of
+from embedl_deploy.lowering import EngineChoice, LoweredModule
+from embedl_deploy.lowering.engine_choice import engine_from
+from embedl_deploy.quantize import convert, quantize
+from embedl_deploy.rewriting import PassRecord, TransformationReport
+from embedl_deploy.transformation import transform
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A model after the rewriting stages, and quantization if it was asked for."""
+
+    graph: GraphModule
+    records: tuple[PassRecord, ...]
+    """One per stage, in order."""
+
+    integer_share: float
+    """Share of multiply-accumulates spelled in int8, 0 to 1."""
+
+
+def rewritten(
+    model: nn.Module,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+    *,
+    backend: str,
+    calibration: Sequence[Inputs] | None,
+    on_input: Callable[[int], None] | None = None,
+) -> Rewritten:
+    """Returns ``model`` transformed, and quantized if ``calibration`` has inputs for it."""
+    if calibration is None:
+        result = transform(model, args, kwargs, backend=backend)
+        return Rewritten(result.model, result.report.passes, 0.0)
+    graph = quantize(
+        model,
+        args,
+        forward_loop=forward_loop(calibration, on_input),
+        freeze_weights=True,
+        kwargs=kwargs,
+        backend=backend,
+    )
+    report = record_of(graph).report
+    records = report.passes if isinstance(report, TransformationReport) else ()
+    return Rewritten(graph, records, integer_share(convert(graph)))
+
+
+def lowered(
+    graph: GraphModule,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+    precision: RunPrecision,
+    on_step: Callable[[str], None] | None = None,
+) -> LoweredModule:
+    """Returns ``graph`` built by its backend's engines, what is not int8 in the asked precision.
+
+    Raises:
+        LoweringError: The backend's engines have no bfloat16, or cannot build the graph.
+    """
+    engines = _in_bfloat16(graph) if precision.rest_is_bf16 else None
+    return lower(graph, args, kwargs, engines, progress=on_step)
+
+
+def _in_bfloat16(graph: GraphModule) -> list[EngineChoice]:
+    engines = list(resolve_backend(None, record_of(graph).backend).engines)
+    if "inductor" not in engines:
+        raise LoweringError(
+            f"a rest in bfloat16 is Inductor's to build, and this backend has the engines "
+            f"{', '.join(map(str, engines))}: ask for --precision int8-fp32 or fp32"
+        )
+    bfloat16 = InductorEngineConfig(autocast_enabled=True, autocast_dtype=torch.bfloat16)
+    return [bfloat16 if engine == "inductor" else engine_from(engine) for engine in engines]
