@@ -61,7 +61,7 @@ class _Lifter:
         self.taken = self.inner | set(self.direct) | set(program.state)
         self.moved: dict[Node, Node] = {}
         for node in program.graph.nodes:
-            if node.op == "call_function":
+            if node.op == "call_function" and _index(node) is None:
                 path = module_path(node)
                 self.calls_at[path] = self.calls_at.get(path, 0) + 1
                 self.taken.add(path)

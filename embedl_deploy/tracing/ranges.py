@@ -27,7 +27,8 @@ def declared_ranges(exported: ExportedProgram) -> dict[str, tuple[int, int | Non
 
     Export itself assumes sizes of at least 2 while it traces; a declared smaller one counts.
     """
-    return {str(symbol): _bounds(found) for symbol, found in exported.range_constraints.items()}
+    declared = cast("dict[object, ValueRanges[sympy.Expr]]", exported.range_constraints)
+    return {str(symbol): _bounds(found) for symbol, found in declared.items()}
 
 
 def _bounds(found: "ValueRanges[sympy.Expr]") -> tuple[int, int | None]:
