@@ -119,7 +119,7 @@ def apply_transformation_plan(
         VerificationError: ``verify="raise"`` and a rewrite moved an output too far.
     """
     matches = tuple(plan.sites())
-    model, report = apply_plan(plan)
+    model, report = apply_plan(plan, verify=verify)
     return TransformationResult(model, report, matches)
 
 

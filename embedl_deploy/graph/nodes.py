@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -28,10 +29,11 @@ def graph_module_of(node: Node) -> GraphModule:
 def module_at(graph_module: nn.Module, path: str) -> nn.Module | None:
     """Returns the submodule at ``path``, or None where there is none."""
     module: nn.Module | None = graph_module
-    for name in path.split("."):
-        if module is None:
-            return None
-        module = module._modules.get(name)
+    try:
+        for name in path.split("."):
+            module = module._modules[name]  # pyright: ignore[reportOptionalMemberAccess]  # caught
+    except (KeyError, AttributeError):
+        return None
     return module
 
 
@@ -48,15 +50,25 @@ def parts_of(module: nn.Module) -> tuple[nn.Module, ...]:
     return parts if isinstance(parts, tuple) else ()
 
 
+def callee_of(node: Node) -> object:
+    """Returns what ``node`` runs: a module's class, a function, None for values and the output."""
+    if node.op == "call_module":
+        return type(module_of(node))
+    return node.target if node.op == "call_function" else None
+
+
+def runs(callee: object, target: Target) -> bool:
+    """Tells whether what ``callee_of`` returned is ``target``; a module class admits subclasses."""
+    if isinstance(target, type):
+        return isinstance(callee, type) and issubclass(callee, target)
+    if isinstance(target, OpOverloadPacket):
+        return isinstance(callee, OpOverload) and callee.overloadpacket is target
+    return callee is target
+
+
 def is_call(node: Node, target: Target) -> bool:
     """Tells whether ``node`` runs ``target``; a module class admits its subclasses."""
-    if isinstance(target, type) and issubclass(target, nn.Module):
-        return isinstance(module_of(node), target)
-    if node.op != "call_function":
-        return False
-    if isinstance(target, OpOverloadPacket):
-        return isinstance(node.target, OpOverload) and node.target.overloadpacket is target
-    return node.target is target
+    return runs(callee_of(node), target)
 
 
 def value_of(node: Node) -> object:
@@ -79,10 +91,14 @@ def dtype_of(node: Node) -> torch.dtype | None:
 def source_line(node: Node) -> str | None:
     """Returns ``file:line`` of the user's code that made ``node``: the innermost outside torch."""
     trace = node.meta.get("stack_trace")
-    if not isinstance(trace, str):
-        return None
+    return _innermost_line(trace) if isinstance(trace, str) else None
+
+
+@lru_cache(maxsize=4096)  # thousands of nodes share the lines of one model
+def _innermost_line(trace: str) -> str | None:
     frames = [(found["file"], found["line"]) for found in _FRAME.finditer(trace)]
-    own = [frame for frame in frames if not frame[0].startswith(_TORCH_ROOT)]
+    # "<eval_with_key>" is code that torch.fx wrote, not the user.
+    own = [frame for frame in frames if not frame[0].startswith((_TORCH_ROOT, "<"))]
     if not frames:
         return None
     file, line = (own or frames)[-1]

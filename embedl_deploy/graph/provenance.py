@@ -8,6 +8,7 @@ from embedl_deploy.graph.nodes import source_line
 from embedl_deploy.graph.text import label
 
 _KEY = "rewrites"
+_MADE_AS = "made_as"
 
 
 @dataclass(frozen=True)
@@ -87,3 +88,18 @@ def record_rewrite(made: Node, rewrite: Rewrite, consumed: tuple[Node, ...]) -> 
     """Notes on a new node the rewrite that made it, after those of the nodes it replaces."""
     before = (past for node in consumed for past in rewrites_of(node))
     made.meta[_KEY] = (*dict.fromkeys(before), rewrite)
+
+
+def stable_name(node: Node) -> str:
+    """Returns a name that does not depend on which other rewrites ran.
+
+    Nodes that tracing made keep their own; one that a rewrite made is named after the node whose
+    place it took, since counters in its own name move when another rewrite is vetoed.
+    """
+    made_as = node.meta.get(_MADE_AS)
+    return made_as if isinstance(made_as, str) else node.name
+
+
+def name_made(made: Node, name: str) -> None:
+    """Sets the stable name of a new node."""
+    made.meta[_MADE_AS] = name

@@ -1,6 +1,6 @@
 """What a graph remembers about where it came from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch.fx import GraphModule
 
@@ -36,6 +36,16 @@ class GraphRecord:
 
     example_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     """Shape of each tensor input at tracing, by placeholder name."""
+
+    def __copy__(self) -> "GraphRecord":
+        """Returns a record that can be added to without changing this one."""
+        return replace(
+            self,
+            range_constraints=dict(self.range_constraints),
+            key_map=dict(self.key_map),
+            notes=list(self.notes),
+            example_shapes=dict(self.example_shapes),
+        )
 
 
 def record_of(graph_module: GraphModule) -> GraphRecord:

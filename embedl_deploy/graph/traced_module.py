@@ -139,14 +139,20 @@ def _copy_level(source: nn.Module, target: nn.Module, containers: dict[int, nn.M
 
 
 def _copy_child(child: nn.Module, containers: dict[int, nn.Module]) -> nn.Module:
-    if not is_container(child):
+    if not is_container(child) and not isinstance(child, GraphModule):
         return child
     known = containers.get(id(child))
-    if known is None:
-        known = containers[id(child)] = nn.Module()
-        known.training = child.training
-        _copy_level(child, known, containers)
-        _copy_hooks(child, known)
+    if known is not None:
+        return known
+    if isinstance(child, GraphModule):
+        # The body of a condition or loop: rewriting reaches into it.
+        body = containers[id(child)] = structural_copy(child)
+        body.shares_parameters = False
+        return body
+    known = containers[id(child)] = nn.Module()
+    known.training = child.training
+    _copy_level(child, known, containers)
+    _copy_hooks(child, known)
     return known
 
 

@@ -1,12 +1,13 @@
 """Recorded (fake) values: computing them for new nodes and comparing them."""
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Node
 from torch.fx.node import Argument, map_arg
 from torch.utils._pytree import tree_map_only
@@ -14,19 +15,23 @@ from torch.utils._pytree import tree_map_only
 from embedl_deploy.graph.nodes import graph_module_of, module_at, value_of
 
 
-def infer_value(node: Node) -> object:
+def infer_value(node: Node, mode: FakeTensorMode | None = None) -> object:
     """Returns the fake value that ``node`` yields, computed from the values of its inputs.
 
     Nothing is executed on real data, and no guard is added to the symbols of dynamic shapes.
+
+    Args:
+        node: A call, or a read of a parameter or buffer.
+        mode: The mode of the graph's values; found from the node's inputs if None.
 
     Raises:
         Exception: Whatever the operation raises on these shapes and dtypes.
     """
     if node.op == "get_attr":
-        return _fake_attribute(node)
+        return _fake_attribute(node, mode)
     args = cast("tuple[object, ...]", map_arg(node.args, _value_argument))
     kwargs = cast("dict[str, object]", map_arg(node.kwargs, _value_argument))
-    mode = detect_fake_mode((args, kwargs))
+    mode = detect_fake_mode((args, kwargs)) or mode
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         if mode is not None:
@@ -34,7 +39,7 @@ def infer_value(node: Node) -> object:
             stack.enter_context(_without_guards(mode))
             args, kwargs = cast(
                 "tuple[tuple[object, ...], dict[str, object]]",
-                tree_map_only(Tensor, mode.from_tensor, (args, kwargs)),
+                tree_map_only(Tensor, partial(_in_mode, mode), (args, kwargs)),
             )
         return _call(node, args, kwargs)
 
@@ -79,15 +84,22 @@ def _value_argument(read: Node) -> Argument:
     return cast("Argument", value_of(read))
 
 
-def _fake_attribute(node: Node) -> object:
-    owner: object = graph_module_of(node)
+def _in_mode(mode: FakeTensorMode, value: Tensor) -> Tensor:
+    is_own = isinstance(value, FakeTensor) and value.fake_mode is mode
+    return value if is_own else mode.from_tensor(value, static_shapes=True)
+
+
+def _fake_attribute(node: Node, mode: FakeTensorMode | None) -> object:
+    value: object = graph_module_of(node)
     for name in str(node.target).split("."):
-        owner = getattr(owner, name)
-    if not isinstance(owner, Tensor):
-        return owner
-    values = (value_of(other) for other in node.graph.nodes)
-    mode = detect_fake_mode([value for value in values if isinstance(value, Tensor)][:1])
-    return owner if mode is None else mode.from_tensor(owner, static_shapes=True)
+        value = getattr(value, name)
+    if mode is None:
+        values = (value_of(other) for other in node.graph.nodes)
+        known = next((found for found in values if isinstance(found, Tensor)), None)
+        mode = detect_fake_mode(known)
+    if mode is None or not isinstance(value, Tensor):
+        return value
+    return mode.from_tensor(value, static_shapes=True)
 
 
 def _call(node: Node, args: tuple[object, ...], kwargs: dict[str, object]) -> object:

@@ -1,7 +1,7 @@
 """Runs patterns over a graph: finds every match, settles overlaps, applies, keeps records."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
 
@@ -9,13 +9,13 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from embedl_deploy.errors import PatternError
-from embedl_deploy.graph.nodes import module_of, parts_of
+from embedl_deploy.graph.nodes import module_at, module_of, parts_of
 from embedl_deploy.graph.record import record_of
 from embedl_deploy.rewriting.match import PatternMatch
-from embedl_deploy.rewriting.pattern import Pattern, also_used, instances
+from embedl_deploy.rewriting.pattern import Pattern, instances
 from embedl_deploy.rewriting.records import PassRecord, SiteRecord, site_record
 from embedl_deploy.rewriting.refusal import Refusal
-from embedl_deploy.rewriting.rewriter import Applied, apply_match
+from embedl_deploy.rewriting.rewriter import apply_match
 from embedl_deploy.rewriting.verify import Check
 from embedl_deploy.rewriting.workspace import Workspace
 
@@ -24,6 +24,9 @@ MOST_ROUNDS = 50
 
 Gate = Callable[[PatternMatch], Refusal | None]
 """Asked before each match is applied; a refusal leaves it alone."""
+
+_Key = tuple[str, str, tuple[str, ...]]
+"""Pattern, last node, consumed nodes."""
 
 _Entry = tuple[int, Node, int, PatternMatch]
 """In order of turn: more nodes first, then the earlier root, then the earlier pattern."""
@@ -62,19 +65,20 @@ def apply_patterns(
     """
     rules = instances(patterns)
     name = stage or (rules[0].phase.value if rules else "patterns")
-    run = _Run(graph_module, rules, name, gate, [] if matches is None else matches, verify)
+    settled: list[PatternMatch] = [] if matches is None else matches
     began = time.perf_counter()
-    rounds = 0
-    while run.round():
-        rounds += 1
-        if not until_fixpoint:
-            break
-        if rounds >= MOST_ROUNDS:
-            raise _endless(run)
-    run.drop_unused_modules()
-    return PassRecord(
-        name, tuple(run.applied), tuple(run.refused.values()), time.perf_counter() - began
-    )
+    applied: list[SiteRecord] = []
+    refused: list[SiteRecord] = []
+    for scope, part in graphs_of(graph_module):
+        run = _Run(part, rules, name, gate, verify, scope)
+        run.until_fixpoint() if until_fixpoint else run.round()
+        run.drop_unused_modules()
+        settled += run.matches.values()
+        applied += run.applied
+        refused += run.refused.values()
+        if run.applied and part is not graph_module:
+            part.recompile()
+    return PassRecord(name, tuple(applied), tuple(refused), time.perf_counter() - began)
 
 
 class _Run:
@@ -86,21 +90,31 @@ class _Run:
         rules: tuple[Pattern, ...],
         stage: str,
         gate: Gate | None,
-        matches: list[PatternMatch],
         verify: Check | None,
+        scope: str,
     ) -> None:
         self.graph_module = graph_module
         self.rules = rules
         self.stage = stage
         self.gate = gate
-        self.matches = matches
         self.verify = verify
-        self.workspace = Workspace(graph_module)
-        self.called_before = dict(_called_modules(graph_module))
+        self.scope = scope
+        self.workspace = Workspace(graph_module, is_body=bool(scope))
+        self.matches: dict[_Key, PatternMatch] = {}
         self.applied: list[SiteRecord] = []
-        self.refused: dict[tuple[str, str, tuple[str, ...]], SiteRecord] = {}
+        self.refused: dict[_Key, SiteRecord] = {}
         self.changes: dict[Node, tuple[int, str]] = {}
         self.found_at: dict[PatternMatch, int] = {}
+        self.released: dict[int, nn.Module] = {}
+        key_map = {} if scope else record_of(graph_module).key_map
+        self.made_from = {key: old for old, keys in key_map.items() for key in keys}
+
+    def until_fixpoint(self) -> None:
+        """Goes over the graph until nothing fits any more."""
+        for _ in range(MOST_ROUNDS):
+            if not self.round():
+                return
+        raise _endless(self)
 
     def round(self) -> bool:
         """Goes over the graph once; tells whether anything was rewritten."""
@@ -118,13 +132,23 @@ class _Run:
         return len(self.applied) > before
 
     def drop_unused_modules(self) -> None:
-        """Unregisters modules that the graph called before the run and that nothing holds now."""
-        held = dict(_called_modules(self.graph_module))
-        dropped = {number for number in self.called_before if number not in held}
-        listed = list(self.graph_module.named_modules(remove_duplicate=False)) if dropped else []
-        for path, module in listed:
+        """Unregisters modules that rewrites took out of the graph and that nothing holds now."""
+        if not self.released:
+            return
+        held = _called_modules(self.graph_module)
+        dropped = {
+            number
+            for number, module in self.released.items()
+            if not any(id(inner) in held for inner in module.modules())
+        }
+        if not dropped:
+            return
+        gone: dict[str, tuple[str, ...]] = {}
+        for path, module in list(self.graph_module.named_modules(remove_duplicate=False)):
             if id(module) in dropped:
+                gone.update((f"{path}.{key}", ()) for key in module.state_dict())
                 self.workspace.forget(path)
+        self._note_keys(gone)
 
     def _collect(self) -> list[_Entry]:
         queue: list[_Entry] = []
@@ -138,16 +162,10 @@ class _Run:
 
     def _match(self, rule: Pattern, root: Node) -> PatternMatch | None:
         """Returns a match that may be applied; one that was refused is recorded."""
-        found = rule.match(root, self.graph_module)
-        if isinstance(found, Refusal):
-            refusal = found
-            found = PatternMatch(rule, self.graph_module, root, (root,), {})
-            found.refusal = refusal
-        elif found is not None and type(rule).match is not Pattern.match:
-            found.refusal = found.refusal or rule.decline(found)
+        found = _found(rule, root, self.graph_module)
         if found is None:
             return None
-        found.stage = self.stage
+        found.stage, found.scope = self.stage, self.scope
         if found.refusal is not None:
             self._refuse(found, found.refusal)
             return None
@@ -174,39 +192,94 @@ class _Run:
             self._refuse(match, refusal)
             return
         record = site_record(match)
-        neighbours = [*match.nodes, *(reader for node in match.nodes for reader in node.users)]
+        inputs = match.inputs
+        touched = [*match.nodes, *(reader for node in match.nodes for reader in node.users)]
         outcome = apply_match(self.workspace, match, self.verify)
         if isinstance(outcome, Refusal):
             self._refuse(match, outcome)
             return
-        self.matches.append(match)
-        self.applied.append(replace(record, made=outcome.made.name))
+        key = _key_of(record)
+        self.refused.pop(key, None)
+        self.matches.pop(key, None)
+        self.matches[key] = match
+        self.applied.append(replace(record, made=f"{self.scope}{outcome.made.name}"))
+        # What the replacement reads beyond the match's own inputs gained a reader.
+        reads = {read: None for node in outcome.new_nodes for read in node.all_input_nodes}
+        touched += [read for read in reads if read not in inputs]
         change = (len(self.applied), f"{match.pattern.name} at %{record.site}")
-        self.changes.update((node, change) for node in neighbours)
-        self._note_keys(outcome)
+        self.changes.update((node, change) for node in (*touched, *outcome.erased))
+        self._release(outcome.erased)
+        self._note_keys(outcome.replaced_keys)
+
+    def _release(self, erased: tuple[Node, ...]) -> None:
+        for node in erased:
+            module = module_of(node)
+            if module is not None:
+                self.released.update((id(held), held) for held in (module, *parts_of(module)))
 
     def _refuse(self, match: PatternMatch, refusal: Refusal) -> None:
         match.refusal, match.apply = refusal, False
         record = site_record(match, refusal=refusal)
-        key = (record.pattern, record.site, record.nodes)
+        key = _key_of(record)
         if key not in self.refused:
             self.refused[key] = record
-            self.matches.append(match)
+            self.matches.setdefault(key, match)
 
-    def _note_keys(self, outcome: Applied) -> None:
-        if outcome.replaced_keys:
-            record_of(self.graph_module).key_map.update(outcome.replaced_keys)
+    def _note_keys(self, replaced: Mapping[str, tuple[str, ...]]) -> None:
+        if self.scope or not replaced:
+            return
+        known = record_of(self.graph_module).key_map
+        for key, keys in replaced.items():
+            old = self.made_from.get(key, key)
+            rest = (other for other in known.get(old, ()) if other not in (key, *keys))
+            known[old] = (*rest, *keys)
+            self.made_from.update(dict.fromkeys(keys, old))
 
 
-def _called_modules(graph_module: GraphModule) -> Iterator[tuple[int, nn.Module]]:
-    """Yields, by identity, the modules that the graph calls and the parts that these hold."""
+def graphs_of(graph_module: GraphModule, scope: str = "") -> Iterator[tuple[str, GraphModule]]:
+    """Yields a graph and the bodies of its conditions and loops, each with its path."""
+    yield scope, graph_module
     for node in graph_module.graph.nodes:
-        pending = [module_of(node)] if node.op == "call_module" else []
+        if node.op == "get_attr":
+            body = module_at(graph_module, str(node.target))
+            if isinstance(body, GraphModule):
+                yield from graphs_of(body, f"{scope}{node.target}.")
+
+
+def _found(rule: Pattern, root: Node, graph_module: GraphModule) -> PatternMatch | None:
+    """Returns what a rule finds at ``root``, with the refusal where it declines or fails."""
+    try:
+        found = rule.match(root, graph_module)
+        if isinstance(found, PatternMatch):
+            if type(rule).match is not Pattern.match:
+                found.refusal = found.refusal or rule.decline(found)
+            return found
+    except Exception as error:  # noqa: BLE001  # a rule may fail in any way; the others go on
+        found = Refusal(f"match() or check() raised {type(error).__name__}: {error}", root)
+    if found is None:
+        return None
+    if not isinstance(found, Refusal):
+        found = Refusal(f"match() must return a match, a refusal or None, got {found!r}", root)
+    declined = PatternMatch(rule, graph_module, root, (root,), {})
+    declined.refusal = found
+    return declined
+
+
+def _key_of(record: SiteRecord) -> _Key:
+    return (record.pattern, record.site, record.nodes)
+
+
+def _called_modules(graph_module: GraphModule) -> set[int]:
+    """Returns the identities of modules that the graph calls, and of what these hold."""
+    held: set[int] = set()
+    for node in graph_module.graph.nodes:
+        pending = [module_of(node)]
         while pending:
             module = pending.pop()
-            if module is not None:
-                yield id(module), module
-                pending += [*parts_of(module), *module.children()]
+            if module is not None and id(module) not in held:
+                held.add(id(module))
+                pending += [*parts_of(module), *module._modules.values()]
+    return held
 
 
 def _endless(run: _Run) -> PatternError:

@@ -8,15 +8,15 @@ from torch.fx import Node
 from torch.fx.node import Argument
 
 from embedl_deploy.errors import PatternError
-from embedl_deploy.graph.nodes import Target, input_nodes, is_call
+from embedl_deploy.graph.nodes import Target, callee_of, input_nodes, is_call, runs
 from embedl_deploy.rewriting.tree import (
     Found,
     Named,
     Spec,
     Step,
     Tree,
+    as_operand,
     as_tree,
-    scales_are_plain,
 )
 
 
@@ -28,11 +28,11 @@ class Chain(Tree):
 
     def __init__(self, *links: Spec, **named_links: Spec) -> None:
         trees = [as_tree(link) for link in links]
-        trees += [_named(name, link) for name, link in named_links.items()]
+        trees += [named(name, link) for name, link in named_links.items()]
         if not trees:
             raise PatternError("a Chain needs at least one link, got none: it could never match")
-        if all(_may_be_absent(tree) for tree in trees):
-            raise PatternError("every link of this Chain is optional: it would match nothing at all")
+        if all(may_be_absent(tree) for tree in trees):
+            raise PatternError("every link of this Chain is optional: it would match nothing")
         self.links = tuple(trees)
 
     def anchors(self) -> tuple[Target, ...] | None:
@@ -42,22 +42,26 @@ class Chain(Tree):
             if anchors is None:
                 return None
             targets += anchors
-            if not _may_be_absent(link):
+            if not may_be_absent(link):
                 break
         return tuple(targets)
 
     def match(self, value: Argument, found: Found) -> Iterator[Step]:
-        yield from self._match_from(len(self.links) - 1, value, found)
+        yield from self._match_up_to(len(self.links) - 1, (value,), found)
 
-    def _match_from(self, last: int, value: Argument, found: Found) -> Iterator[Step]:
+    def _match_up_to(
+        self, last: int, values: tuple[Argument, ...], found: Found
+    ) -> Iterator[Step]:
+        """Yields the ways in which one of ``values`` ends the links up to ``last``."""
+        if last < 0:
+            yield found, tuple(value for value in values if isinstance(value, Node))
+            return
         link = self.links[last]
-        for after, open_nodes in link.match(value, found):
-            if last == 0:
-                yield after, open_nodes
-            for node in open_nodes if last else ():
-                yield from self._match_from(last - 1, node, after)
-        if _may_be_absent(link) and last > 0:
-            yield from self._match_from(last - 1, value, found)
+        for value in values:
+            for after, open_nodes in link.match(value, found):
+                yield from self._match_up_to(last - 1, open_nodes, after)
+        if may_be_absent(link):
+            yield from self._match_up_to(last - 1, values, found)
 
 
 class Fork(Tree):
@@ -69,8 +73,8 @@ class Fork(Tree):
 
     def __init__(self, join: Spec, *branches: Spec, **named_branches: Spec) -> None:
         self.join = as_tree(join)
-        trees = [as_tree(branch) for branch in branches]
-        trees += [_named(name, branch) for name, branch in named_branches.items()]
+        trees = [as_operand(branch) for branch in branches]
+        trees += [as_operand(branch, name) for name, branch in named_branches.items()]
         if not trees:
             raise PatternError("a Fork needs at least one branch, got none: use Op for one input")
         self.branches = tuple(trees)
@@ -79,10 +83,10 @@ class Fork(Tree):
         return self.join.anchors()
 
     def match(self, value: Argument, found: Found) -> Iterator[Step]:
-        if not isinstance(value, Node) or not scales_are_plain(value):
+        if not isinstance(value, Node):
             return
-        operands = tuple(read for item in value.args for read in input_nodes(item))
         for after, _ in self.join.match(value, found):
+            operands = tuple(input_nodes((value.args, value.kwargs)))
             for order in permutations(range(len(operands)), len(self.branches)):
                 chosen = [operands[position] for position in order]
                 rest = tuple(node for i, node in enumerate(operands) if i not in order)
@@ -121,6 +125,7 @@ class OneOf(Tree):
         if not trees:
             raise PatternError("OneOf needs at least one tree, got none: it could never match")
         self.trees = tuple(as_tree(tree) for tree in trees)
+        self._fitting: dict[object, tuple[Tree, ...]] = {}
 
     def anchors(self) -> tuple[Target, ...] | None:
         targets: list[Target] = []
@@ -132,8 +137,17 @@ class OneOf(Tree):
         return tuple(targets)
 
     def match(self, value: Argument, found: Found) -> Iterator[Step]:
-        for tree in self.trees:
+        for tree in self._fitting_for(value) if isinstance(value, Node) else self.trees:
             yield from tree.match(value, found)
+
+    def _fitting_for(self, node: Node) -> tuple[Tree, ...]:
+        """Returns the trees whose root may run what ``node`` runs, looked up by what that is."""
+        callee = callee_of(node)
+        fitting = self._fitting.get(callee)
+        if fitting is None:
+            fitting = tuple(tree for tree in self.trees if _may_start_at(tree, callee))
+            self._fitting[callee] = fitting
+        return fitting
 
 
 class Wildcard(Tree):
@@ -211,15 +225,22 @@ class _NamedRun(Tree):
                 yield after, _first_operand(run[-1])
 
 
-def _named(name: str, spec: Spec) -> Tree:
+def _may_start_at(tree: Tree, callee: object) -> bool:
+    anchors = tree.anchors()
+    return anchors is None or any(runs(callee, anchor) for anchor in anchors)
+
+
+def named(name: str, spec: Spec) -> Tree:
+    """Returns ``spec`` with its root, or its run of nodes, captured under ``name``."""
     if isinstance(spec, Wildcard):
         return _NamedRun(name, spec)
     if isinstance(spec, Maybe):
-        return Maybe(_named(name, spec.tree))
+        return Maybe(named(name, spec.tree))
     return Named(name, spec)
 
 
-def _may_be_absent(tree: Tree) -> bool:
+def may_be_absent(tree: Tree) -> bool:
+    """Tells whether a chain may go without the link ``tree``."""
     if isinstance(tree, _NamedRun):
         return tree.wildcard.least == 0
     if isinstance(tree, Wildcard):

@@ -9,7 +9,6 @@ from torch.fx.node import Argument, Target
 
 from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import input_nodes, module_of
-from embedl_deploy.rewriting.phase import Phase
 from embedl_deploy.rewriting.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -80,6 +79,9 @@ class PatternMatch:
 
         self.stage: str = pattern.phase.value
         """The stage that found the match."""
+
+        self.scope = ""
+        """Path of the condition's or loop's body that holds the match, "" for the graph itself."""
 
         self.builder: Builder | None = None
 

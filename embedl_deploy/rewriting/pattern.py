@@ -74,7 +74,7 @@ class Pattern(ABC):
         the refusal. A refusal alone is recorded at the root.
         """
         if self.tree is None:
-            raise PatternError(f"{self.name} has no tree: set `tree` or override match()")
+            return None
         refused: PatternMatch | None = None
         for candidate in islice(self._ways(self.tree, root, graph_module), _MOST_WAYS):
             candidate.refusal = self.decline(candidate)
@@ -141,5 +141,18 @@ def instances(patterns: Sequence["type[Pattern] | Pattern"]) -> tuple[Pattern, .
             raise PatternError(
                 f"{rule.name} has no phase: set `phase = Phase.FUSION` or another stage"
             )
+        _require_matchable(rule)
         made.append(rule)
     return tuple(made)
+
+
+def _require_matchable(rule: Pattern) -> None:
+    if type(rule).match is not Pattern.match:
+        return
+    if rule.tree is None:
+        raise PatternError(f"{rule.name} has no tree: set `tree` or override match()")
+    if rule.tree.anchors() == ():
+        raise PatternError(
+            f"the tree of {rule.name} cannot match anything: its last node is a literal, and "
+            "matching starts at a call. Put the literal among the inputs of an Op"
+        )

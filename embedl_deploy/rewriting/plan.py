@@ -3,20 +3,23 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from torch import nn
 from torch.fx import GraphModule, Node
 
 from embedl_deploy.graph.macs import macs_of
+from embedl_deploy.graph.provenance import stable_name
 from embedl_deploy.graph.record import record_of
 from embedl_deploy.graph.traced_module import TracedModule, structural_copy
-from embedl_deploy.rewriting.application import apply_patterns
+from embedl_deploy.rewriting.application import apply_patterns, graphs_of
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.pattern import Pattern
-from embedl_deploy.rewriting.records import PassRecord, SiteRecord, TransformationReport
+from embedl_deploy.rewriting.records import PassRecord, TransformationReport, site_record
 from embedl_deploy.rewriting.refusal import Refusal
 from embedl_deploy.rewriting.stages import Stage, stages_of
+from embedl_deploy.rewriting.verify import ROLLED_BACK, Verifier
+from embedl_deploy.rewriting.whole_check import WholeCheck
 
 Progress = Callable[[str, float], None]
 """Told the name of the step that runs and the share that is done, 0 to 1."""
@@ -107,12 +110,10 @@ class TransformationPlan:
         return load_plan(cls, Path(path), model, args, kwargs, patterns, strict=strict)
 
 
-def site_key(match: PatternMatch | SiteRecord) -> SiteKey:
+def site_key(match: PatternMatch) -> SiteKey:
     """Returns what names a site in a plan and in the graphs it is replayed on."""
-    if isinstance(match, SiteRecord):
-        return (match.stage, match.pattern, match.site, match.nodes)
-    names = tuple(node.name for node in match.nodes)
-    return (match.stage, match.pattern.name, match.root.name, names)
+    nodes = tuple(match.scope + stable_name(node) for node in match.nodes)
+    return (match.stage, match.pattern.name, match.scope + stable_name(match.root), nodes)
 
 
 def make_plan(
@@ -130,13 +131,21 @@ def make_plan(
     stages = stages_of(patterns)
     found: list[PatternMatch] = []
     records = tuple(_run_stage(scratch, stage, found) for stage in stages)
-    by_name = {node.name: node for node in model.graph.nodes}
+    own_nodes = {
+        scope + stable_name(node): node
+        for scope, part in graphs_of(model)
+        for node in part.graph.nodes
+    }
     matches: dict[Node, dict[type[Pattern], PatternMatch]] = {}
     for match in found:
-        node = by_name.get(match.root.name, match.root)
-        matches.setdefault(node, {})[type(match.pattern)] = match
+        node = own_nodes.get(match.scope + stable_name(match.root), match.root)
+        by_pattern = matches.setdefault(node, {})
+        known = by_pattern.get(type(match.pattern))
+        # Of several matches of one pattern at one node, the one that was applied is shown.
+        if known is None or not known.apply:
+            by_pattern[type(match.pattern)] = match
     plan = kind(model, matches, stages, backend, records, scratch=scratch)
-    plan.decided = {site_key(match): match.apply for match in found}
+    plan.decided = {site_key(match): match.apply for match in plan.sites()}
     return plan
 
 
@@ -149,13 +158,23 @@ def apply_plan(plan: TransformationPlan) -> tuple[TracedModule, TransformationRe
     else:
         result = structural_copy(plan.model, deferred=True)
         records = _replay(plan, result)
+    return finished(plan, result, records)
+
+
+def finished(
+    plan: TransformationPlan,
+    result: TracedModule,
+    records: tuple[PassRecord, ...],
+    notes: tuple[str, ...] = (),
+) -> tuple[TracedModule, TransformationReport]:
+    """Attaches to a rewritten graph the report of ``records``; returns both."""
     record = record_of(result)
     record.backend = plan.backend or record.backend
     report = TransformationReport(
         passes=records,
         backend=record.backend,
         tracer=record.tracer,
-        notes=tuple(record.notes),
+        notes=(*record.notes, *notes),
         key_map=dict(record.key_map),
         coverage=_coverage(plan.model, records),
     )
@@ -173,7 +192,9 @@ def _run_stage(scratch: TracedModule, stage: Stage, found: list[PatternMatch]) -
     )
 
 
-def _replay(plan: TransformationPlan, result: TracedModule) -> tuple[PassRecord, ...]:
+def _replay(
+    plan: TransformationPlan, result: TracedModule, verify: bool | Literal["raise"]
+) -> tuple[PassRecord, ...]:
     wanted = {site_key(match): match for match in plan.sites()}
     reached: set[SiteKey] = set()
 
@@ -187,45 +208,54 @@ def _replay(plan: TransformationPlan, result: TracedModule) -> tuple[PassRecord,
             return None
         return planned.refusal or Refusal("vetoed in the plan", match.root)
 
-    records = [
-        apply_patterns(
-            result, stage.patterns, stage.name, until_fixpoint=stage.until_fixpoint, gate=gate
+    whole = WholeCheck(result, raises=verify == "raise") if verify else None
+    records: list[PassRecord] = []
+    for stage in plan.stages:
+        record = apply_patterns(
+            result,
+            stage.patterns,
+            stage.name,
+            until_fixpoint=stage.until_fixpoint,
+            gate=gate,
+            verify=Verifier(raises=verify == "raise") if verify else None,
         )
-        for stage in plan.stages
-    ]
-    lost = [
-        match for key, match in wanted.items() if match.apply and key not in reached
-    ]
-    return tuple(_with_lost(record, lost, plan) for record in records)
+        records.append(whole.after(record, stage.patterns) if whole else record)
+    lost = [match for key, match in wanted.items() if match.apply and key not in reached]
+    return tuple(_with_lost(record, lost, plan, records) for record in records)
 
 
 def _with_lost(
-    record: PassRecord, lost: list[PatternMatch], plan: TransformationPlan
+    record: PassRecord,
+    lost: list[PatternMatch],
+    plan: TransformationPlan,
+    records: list[PassRecord],
 ) -> PassRecord:
     """Adds to a stage's record the planned sites that a veto upstream made impossible."""
     vetoed = [
-        site
-        for site, apply in plan.decided.items()
-        if apply and not _match_of(plan, site).apply
+        f"{match.pattern.name} at %{match.root.name}"
+        for match in plan.sites()
+        if plan.decided.get(site_key(match)) and not match.apply
     ]
-    reason = "it reads what a vetoed match would have made"
-    if vetoed:
-        reason += ": " + ", ".join(f"{site[1]} at %{site[2]}" for site in vetoed[:3])
-    extra = tuple(
-        SiteRecord(*site_key(match)[:3], site_key(match)[3], "", None, reason=reason)
-        for match in lost
-        if match.stage == record.name
-    )
+    undone = [
+        f"{site.pattern} at %{site.site}"
+        for done in records
+        for site in done.refused
+        if (site.reason or "").startswith(ROLLED_BACK)
+    ]
+    culprits = ", ".join([*vetoed, *undone][:3])
+    reason = "it reads what another match would have made, which was left alone"
+    refusal = Refusal(f"{reason}: {culprits}" if culprits else reason)
+    extra = [site_record(match, refusal=refusal) for match in lost if match.stage == record.name]
     return replace(record, refused=(*record.refused, *extra))
-
-
-def _match_of(plan: TransformationPlan, key: SiteKey) -> PatternMatch:
-    return next(match for match in plan.sites() if site_key(match) == key)
 
 
 def _coverage(model: GraphModule, records: tuple[PassRecord, ...]) -> dict[str, float]:
     """Returns the share of the model's multiply-accumulates that each stage's matches consume."""
-    macs = {node.name: macs_of(node) for node in model.graph.nodes}
+    macs = {
+        scope + node.name: macs_of(node)
+        for scope, part in graphs_of(model)
+        for node in part.graph.nodes
+    }
     total = sum(macs.values())
     if total == 0:
         return {}

@@ -25,7 +25,7 @@ class SiteRecord:
     """Kebab-case name of the pattern."""
 
     site: str
-    """Name of the match's last node."""
+    """Name of the match's last node, after the path of the condition or loop that holds it."""
 
     nodes: tuple[str, ...]
     """Names of all consumed nodes, in graph order."""
@@ -178,8 +178,8 @@ def site_record(
     return SiteRecord(
         stage=match.stage,
         pattern=match.pattern.name,
-        site=match.root.name,
-        nodes=tuple(node.name for node in match.nodes),
+        site=f"{match.scope}{match.root.name}",
+        nodes=tuple(f"{match.scope}{node.name}" for node in match.nodes),
         module=module_path(match.root),
         source=source_line(match.root),
         reason=None if refusal is None else refusal.reason,

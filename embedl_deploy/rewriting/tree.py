@@ -1,4 +1,4 @@
-"""What a pattern looks for: single nodes, values and literals. See ``compose`` for runs and joins."""
+"""What a pattern looks for: single nodes, values, literals; ``compose`` has runs and joins."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -7,7 +7,7 @@ from types import EllipsisType
 from typing import cast
 
 import torch
-from torch._ops import OpOverload, OpOverloadPacket
+from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import Argument
 
@@ -139,8 +139,8 @@ class Op(Tree):
     ) -> None:
         self.target = target
         self.inputs = (
-            *(as_tree(item) for item in inputs),
-            *(Named(name, item) for name, item in named_inputs.items()),
+            *(as_operand(item) for item in inputs),
+            *(as_operand(item, name) for name, item in named_inputs.items()),
         )
         self.where = where
         self.literals = dict(literals or {})
@@ -149,15 +149,13 @@ class Op(Tree):
         return (self.target,)
 
     def match(self, value: Argument, found: Found) -> Iterator[Step]:
-        if not isinstance(value, Node) or not self.admits(value):
-            return
-        if value in found.nodes:
+        if not isinstance(value, Node) or not self.admits(value) or value in found.nodes:
             return
         found = found.consume(value)
         if not self.inputs:
-            yield found, _open_inputs(value)
+            yield found, open_inputs(value)
             return
-        for arguments in _operand_orders(value):
+        for arguments in operand_orders(value):
             yield from self._match_inputs(value, arguments, found)
 
     def admits(self, node: Node) -> bool:
@@ -175,7 +173,7 @@ class Op(Tree):
     def _match_inputs(
         self, node: Node, arguments: tuple[Argument, ...], found: Found
     ) -> Iterator[Step]:
-        if len(arguments) < len(self.inputs) or not _rest_is_default(node, len(self.inputs), self):
+        if len(arguments) < len(self.inputs) or not _rest_is_default(node, self):
             return
         steps: list[Step] = [(found, ())]
         for tree, argument in zip(self.inputs, arguments, strict=False):
@@ -261,12 +259,22 @@ class Named(Tree):
             return
         known = found.captures.get(self.name)
         if known == (value,) and value in found.nodes:
-            yield found, _open_inputs(value)
+            yield found, open_inputs(value)
             return
         for after, open_nodes in self.tree.match(value, found):
             bound = after.capture(self.name, (value,))
             if bound is not None:
                 yield bound, open_nodes
+
+
+def as_operand(spec: object, name: str | None = None) -> Tree:
+    """Returns the tree for an operand: ``Maybe`` there stands for its tree or any value."""
+    from embedl_deploy.rewriting.compose import Maybe, OneOf, named
+
+    tree = as_tree(spec)
+    if isinstance(tree, Maybe):
+        return OneOf(as_operand(tree.tree, name), Input())
+    return tree if name is None else named(name, tree)
 
 
 def scales_are_plain(node: Node, allowed: Mapping[str, object] | None = None) -> bool:
@@ -278,31 +286,35 @@ def scales_are_plain(node: Node, allowed: Mapping[str, object] | None = None) ->
     return all(bound[name] == value or name in (allowed or {}) for name, value in plain.items())
 
 
-def _open_inputs(node: Node) -> tuple[Node, ...]:
-    operands = tuple(item for item in node.args if isinstance(item, Node))
-    if node.target in COMMUTATIVE:
-        return operands
-    first = node.args[0] if node.args else None
-    if isinstance(first, (list, tuple)):
-        return tuple(item for item in first if isinstance(item, Node))
-    return operands[:1]
+def open_inputs(node: Node) -> tuple[Node, ...]:
+    """Returns the nodes that the link before ``node`` in a chain may be."""
+    arguments = node.args or tuple(node.kwargs.values())
+    if arguments and isinstance(arguments[0], (list, tuple)):
+        return tuple(item for item in arguments[0] if isinstance(item, Node))
+    operands = tuple(item for item in arguments if isinstance(item, Node))
+    return operands if node.target in COMMUTATIVE else operands[:1]
 
 
-def _operand_orders(node: Node) -> Iterator[tuple[Argument, ...]]:
-    yield node.args
-    if node.target in COMMUTATIVE and len(node.args) >= 2:
-        first, second, *rest = node.args
+def operand_orders(node: Node) -> Iterator[tuple[Argument, ...]]:
+    """Yields the arguments by position, defaults filled in, then swapped if the call commutes."""
+    arguments = node.args
+    if isinstance(node.target, OpOverload):
+        arguments = tuple(bound_arguments(node).values())
+    yield arguments
+    if node.target in COMMUTATIVE and len(arguments) >= 2:
+        first, second, *rest = arguments
         yield (second, first, *rest)
 
 
-def _rest_is_default(node: Node, listed: int, tree: Op) -> bool:
+def _rest_is_default(node: Node, tree: Op) -> bool:
     """Tells whether all arguments after the listed ones have their defaults."""
-    if not isinstance(node.target, (OpOverload, OpOverloadPacket)):
-        return len(node.args) <= listed
+    listed = len(tree.inputs)
+    if not isinstance(node.target, OpOverload):
+        rest = {*map(str, range(listed, len(node.args))), *node.kwargs}
+        return rest <= tree.literals.keys()
     bound = bound_arguments(node)
-    parameters = cast("OpOverload", node.target)._schema.arguments[listed:]
     return all(
         parameter.name in tree.literals
         or (parameter.has_default_value() and bound[parameter.name] == parameter.default_value)
-        for parameter in parameters
+        for parameter in node.target._schema.arguments[listed:]
     )

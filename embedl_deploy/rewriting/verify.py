@@ -1,7 +1,7 @@
 """Checks a replacement against what it replaces, on random inputs, before it is wired in."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,12 @@ from embedl_deploy.rewriting.refusal import Refusal
 Check = Callable[[PatternMatch, tuple[Node, ...], Mapping[Node, Node]], Refusal | None]
 """Given a match, the new nodes and what replaces what: why it must be taken back, or None."""
 
-_COARSER = {torch.float16: 50.0, torch.bfloat16: 400.0}
+ROLLED_BACK = "rolled back"
+"""How the reason of a replacement that failed its check begins."""
+
+_LARGEST_REGION = 200
+
+COARSER = {torch.float16: 50.0, torch.bfloat16: 400.0}
 """How much more than float32 a dtype rounds: the pattern's tolerance grows by it."""
 
 
@@ -41,8 +46,11 @@ class Verifier:
         Raises:
             VerificationError: ``raises`` is set and the replacement moved an output too far.
         """
-        for kind, given in _samples(match):
-            refusal = _compare(kind, given, match, made, outputs)
+        region = _region(match, made)
+        if region is None:
+            return None
+        for kind, given in _samples(region):
+            refusal = _compare(kind, given, region, match, made, outputs)
             if refusal is not None:
                 if self.raises:
                     raise VerificationError(_message(match, refusal))
@@ -53,6 +61,7 @@ class Verifier:
 def _compare(
     kind: str,
     given: Mapping[Node, object],
+    region: tuple[Node, ...],
     match: PatternMatch,
     made: tuple[Node, ...],
     outputs: Mapping[Node, Node],
@@ -61,21 +70,23 @@ def _compare(
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             torch.manual_seed(seed)
-            before = evaluate(match.nodes, _clones(given))
+            before = evaluate(region, _clones(given))
         except Exception:  # noqa: BLE001  # shapes that the model itself cannot take say nothing
             return None
         try:
             torch.manual_seed(seed)
-            after = {**given, **evaluate(made, _clones(given))}
+            after = evaluate(made, _clones({**before, **given}))
         except Exception as error:  # noqa: BLE001  # whatever it is, the replacement is at fault
-            return Refusal(f"the replacement fails on {kind} inputs: {error}", match.root)
+            reason = f"{ROLLED_BACK}: on {kind} inputs the replacement raises {error}"
+            return Refusal(reason, match.root)
+    known = {**before, **given, **after}
     for old, new in outputs.items():
-        expected, found = before[old], after.get(new, before.get(new))
+        expected, found = before[old], known.get(new)
         error, allowed = relative_error(found, expected), _allowed(match, expected)
-        if error > allowed:
+        if not error <= allowed:
             return Refusal(
-                f"rolled back: on {kind} inputs the output moved by {error:.1e}, allowed "
-                f"{allowed:.1e} ({_shown(expected)} became {_shown(found)})",
+                f"{ROLLED_BACK}: on {kind} inputs the output moved by {error:.1e}, allowed "
+                f"{allowed:.1e} ({shown(expected)} became {shown(found)})",
                 old,
             )
     return None
@@ -83,11 +94,37 @@ def _compare(
 
 def _allowed(match: PatternMatch, expected: object) -> float:
     dtype = expected.dtype if isinstance(expected, Tensor) else torch.float32
-    return match.pattern.tolerance * _COARSER.get(dtype, 1.0)
+    return match.pattern.tolerance * COARSER.get(dtype, 1.0)
 
 
-def _samples(match: PatternMatch) -> Iterator[tuple[str, Mapping[Node, object]]]:
-    inputs = [read for read in match.inputs if read.op != "get_attr"]
+def _region(match: PatternMatch, made: tuple[Node, ...]) -> tuple[Node, ...] | None:
+    """Returns the nodes whose values say whether the replacement is right.
+
+    These are the match's own and, where the replacement reads further up than the match, those in
+    between. None where these are too many: then the check of the whole graph must do.
+    """
+    new = set(made)
+    extra = {read for node in made for read in node.all_input_nodes if read.op != "get_attr"} - new
+    region = dict.fromkeys(match.nodes)
+    while True:
+        given = _given(region)
+        missing = [read for read in extra if read not in region and read not in given]
+        if not missing:
+            return tuple(sorted(region))
+        highest = min(missing)
+        between = [read for read in given if highest < read and read not in extra]
+        if not between or len(region) > _LARGEST_REGION:
+            return None
+        region.update(dict.fromkeys(between))
+
+
+def _given(region: Iterable[Node]) -> dict[Node, None]:
+    reads = {read: None for node in region for read in node.all_input_nodes}
+    return {read: None for read in reads if read.op != "get_attr" and read not in region}
+
+
+def _samples(region: tuple[Node, ...]) -> Iterator[tuple[str, Mapping[Node, object]]]:
+    inputs = _given(dict.fromkeys(region))
     generator = torch.Generator().manual_seed(len(inputs))
     given = {read: sample_value(read, generator) for read in inputs}
     yield "plain", given
@@ -118,7 +155,8 @@ def _first_of_one(value: Tensor) -> Tensor:
     return value[:1] if value.dim() > 1 and value.shape[0] > 1 else value
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Returns the first numbers of a tensor, for messages."""
     if not isinstance(value, Tensor):
         return type(value).__name__
     flat = value.detach().flatten()[:3].tolist()

@@ -1,18 +1,18 @@
-"""A graph while it is rewritten: an index of candidates, the registry of names, an undo journal."""
+"""A graph while it is rewritten: an index of candidates and the registry of names."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import cast
 
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
-from torch.fx.node import Argument, Target
 
-from embedl_deploy.graph.nodes import module_at, module_of, module_path, parts_of, value_of
 from embedl_deploy.graph.nodes import Target as Callee
+from embedl_deploy.graph.nodes import module_at, module_of, module_path, parts_of, value_of
 from embedl_deploy.graph.traced_module import container_at, is_container
-from embedl_deploy.graph.values import infer_value
-from embedl_deploy.rewriting.match import PatternMatch
 
 
 class CandidateIndex:
@@ -57,15 +57,31 @@ class CandidateIndex:
 class Workspace:
     """A graph, its index and its names, while a stage runs on it."""
 
-    def __init__(self, graph_module: GraphModule) -> None:
+    def __init__(self, graph_module: GraphModule, *, is_body: bool = False) -> None:
         self.graph_module = graph_module
+        self.is_body = is_body
         self.index = CandidateIndex(graph_module)
         self.paths = {
-            id(module): path
-            for path, module in graph_module.named_modules(remove_duplicate=False)
-            if path
+            id(module): path for path, module in graph_module.named_modules() if path
         }
         self.values: dict[object, object] = {}
+        self.containers: set[str] = set()
+
+    @cached_property
+    def fake_mode(self) -> FakeTensorMode | None:
+        """The mode that the graph's recorded values belong to."""
+        for node in self.graph_module.graph.nodes:
+            if isinstance(value_of(node), Tensor):
+                return detect_fake_mode(value_of(node))
+        return None
+
+    @cached_property
+    def _tensor_paths(self) -> dict[int, str]:
+        tensors: Iterable[tuple[str, Tensor]] = (
+            *self.graph_module.named_parameters(),
+            *self.graph_module.named_buffers(),
+        )
+        return {id(tensor): path for path, tensor in tensors}
 
     def path_for(self, module: nn.Module, owner: str) -> tuple[str, bool]:
         """Returns the path of ``module``, and whether it was registered just now."""
@@ -74,39 +90,59 @@ class Workspace:
             return known, False
         path = self._free_path(owner, snake(type(module).__name__))
         parent, _, name = path.rpartition(".")
-        container_at(self.graph_module, parent)._modules[name] = module
+        self.container(parent)._modules[name] = module
         self.paths[id(module)] = path
+        if not parts_of(module):
+            module.train(self.graph_module.training)
         return path, True
 
-    def register_tensor(self, tensor: Tensor, owner: str, name: str) -> str:
-        """Registers a parameter or buffer under a free name and returns its path."""
+    def tensor_path_for(self, tensor: Tensor, owner: str, name: str) -> tuple[str, bool]:
+        """Returns the path of a parameter or buffer, and whether it was registered just now."""
+        known = self._tensor_paths.get(id(tensor))
+        if known is not None:
+            return known, False
         path = self._free_path(owner, name)
         parent, _, leaf = path.rpartition(".")
-        container = container_at(self.graph_module, parent)
+        container = self.container(parent)
         if isinstance(tensor, nn.Parameter):
             container.register_parameter(leaf, tensor)
         else:
             container.register_buffer(leaf, tensor)
-        return path
+        self._tensor_paths[id(tensor)] = path
+        return path, True
+
+    def container(self, path: str) -> nn.Module:
+        """Returns the container at ``path``, made if need be."""
+        here = path
+        while here and module_at(self.graph_module, here) is None:
+            self.containers.add(here)
+            here = here.rpartition(".")[0]
+        return container_at(self.graph_module, path)
 
     def forget(self, path: str) -> None:
-        """Takes back a registration."""
+        """Takes back a registration, and the containers that were made for it."""
         parent, _, name = path.rpartition(".")
         owner = module_at(self.graph_module, parent) if parent else self.graph_module
         if owner is None:
             return
         module = owner._modules.pop(name, None)
-        owner._parameters.pop(name, None)
-        owner._buffers.pop(name, None)
-        if module is not None:
-            self.paths.pop(id(module), None)
+        tensor = owner._parameters.pop(name, None) if name in owner._parameters else None
+        if name in owner._buffers:
+            tensor = owner._buffers.pop(name)
+        if tensor is not None:
+            self._tensor_paths.pop(id(tensor), None)
+        if module is not None and self.paths.get(id(module)) == path:
+            del self.paths[id(module)]
+        if parent in self.containers and _is_empty(owner):
+            self.containers.discard(parent)
+            self.forget(parent)
 
     def container_of(self, node: Node) -> str:
-        """Returns the path of the innermost container around ``node``."""
+        """Returns the path of the innermost container around ``node`` that there is."""
         path = module_path(node)
         while path:
             module = module_at(self.graph_module, path)
-            if module is None or is_container(module):
+            if module is not None and is_container(module):
                 return path
             path = path.rpartition(".")[0]
         return ""
@@ -124,107 +160,11 @@ class Workspace:
         return f"{prefix}{candidate}"
 
 
-class Edit:
-    """What one match builds, with a journal to take it back; the ``Builder`` of its match."""
-
-    def __init__(self, workspace: Workspace, match: PatternMatch, before: Node) -> None:
-        self.workspace = workspace
-        self.match = match
-        self.before = before
-        self.nodes: list[Node] = []
-        self.registered: list[str] = []
-        self.replaced_keys: dict[str, tuple[str, ...]] = {}
-
-    def call_module(
-        self, module: nn.Module, args: tuple[Argument, ...], kwargs: dict[str, Argument]
-    ) -> Node:
-        for part in (*parts_of(module), module):
-            owner = self.workspace.container_of(self.match.first)
-            path, is_new = self.workspace.path_for(part, owner)
-            if is_new:
-                self.registered.append(path)
-        return self._insert(lambda graph: graph.call_module(path, args, kwargs))
-
-    def call_function(
-        self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Argument]
-    ) -> Node:
-        if not callable(target):
-            raise TypeError(f"call_function takes a callable, got {target!r}")
-        return self._insert(lambda graph: graph.call_function(target, args, kwargs))
-
-    def get_attr(self, tensor: Tensor, name: str, replaces: tuple[str, ...]) -> Node:
-        owner = self.workspace.container_of(self.match.first)
-        path = self.workspace.register_tensor(tensor, owner, name)
-        self.registered.append(path)
-        self.replaced_keys.update((key, (path,)) for key in replaces)
-        return self._insert(lambda graph: graph.get_attr(path))
-
-    def undo(self) -> None:
-        """Takes back every node and registration, last first."""
-        for node in reversed(self.nodes):
-            for reader in tuple(node.users):
-                if reader in self.nodes:
-                    continue
-                raise RuntimeError(f"%{node.name} is already read by %{reader.name}")
-            if not node._erased:
-                node.graph.erase_node(node)
-        for path in reversed(self.registered):
-            self.workspace.forget(path)
-
-    def infer_values(self) -> None:
-        """Computes the recorded value of every new node, equal calls only once."""
-        known = self.workspace.values
-        for node in self.nodes:
-            key = _call_key(node)
-            if key is None or key not in known:
-                value = infer_value(node)
-                if key is not None:
-                    known[key] = value
-            node.meta["val"] = known[key] if key is not None else value
-
-    def _insert(self, make: "Callable[[object], Node]") -> Node:
-        graph = self.workspace.graph_module.graph
-        with graph.inserting_before(self.before):
-            node = make(graph)
-        for key in ("stack_trace", "nn_module_stack"):
-            if key in self.match.first.meta:
-                node.meta[key] = self.match.first.meta[key]
-        self.nodes.append(node)
-        return node
+def _is_empty(container: nn.Module) -> bool:
+    return not (container._modules or container._parameters or container._buffers)
 
 
 def snake(name: str) -> str:
     """Returns ``FusedConvBNReLU`` as ``fused_conv_bn_relu``."""
     parts = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)
     return re.sub(r"([a-z\d])([A-Z])", r"\1_\2", parts).lower().replace("re_lu", "relu")
-
-
-def _call_key(node: Node) -> object:
-    """Returns what decides the value of a call, None where it must be computed each time."""
-    module = module_of(node)
-    callee: object = node.target if module is None else (type(module), _config(module))
-    if node.op not in ("call_module", "call_function"):
-        return None
-    return (callee, _argument_key(node.args), _argument_key(node.kwargs))
-
-
-def _config(module: nn.Module) -> str:
-    own = [f"{name}{tuple(tensor.shape)}{tensor.dtype}" for name, tensor in module.named_parameters()]
-    inner = [_config(part) for part in parts_of(module)]
-    return f"{module!r}{own}{inner}{module.training}"
-
-
-def _argument_key(argument: object) -> object:
-    if isinstance(argument, Node):
-        value = value_of(argument)
-        return (_tensor_key(value) if isinstance(value, Tensor) else (id(value), "value"))
-    if isinstance(argument, (list, tuple)):
-        return tuple(_argument_key(item) for item in cast("tuple[object]", argument))
-    if isinstance(argument, dict):
-        items = cast("dict[str, object]", argument).items()
-        return tuple((name, _argument_key(item)) for name, item in items)
-    return repr(argument)
-
-
-def _tensor_key(value: Tensor) -> object:
-    return (tuple(str(size) for size in value.shape), value.dtype, value.device, value.stride())
