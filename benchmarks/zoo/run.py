@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 from zoo.cases import Case, zoo
 from zoo.present import groups_present
 
+from embedl_deploy.cli.random_weights import fill_zero_parameters, warm_up_norms
 from embedl_deploy.files import write_aside
 from embedl_deploy.graph.distance import relative_error
 from embedl_deploy.graph.nodes import module_of, parts_of
@@ -54,8 +55,7 @@ def run_case(case: Case, backend: str) -> dict[str, object]:
     """Returns the row of one model; a failure is a row with ``failure``."""
     row: dict[str, object] = {"model": case.name}
     try:
-        model = case.build()
-        args, kwargs = case.inputs(model)
+        model, args, kwargs = _prepared(case)
         row["present"] = groups_present(model, args, kwargs)
         began = time.perf_counter()
         traced = trace(model, args, kwargs)
@@ -63,7 +63,7 @@ def run_case(case: Case, backend: str) -> dict[str, object]:
         began = time.perf_counter()
         result = transform(traced, backend=backend, verify=True)
         row["seconds"] = round(time.perf_counter() - began, 2)
-        row["error"] = _error(case, model, result.model, args, kwargs)
+        row["error"] = _error(model, result.model, args, kwargs)
     except Exception as error:  # noqa: BLE001  # the row must say what went wrong, and the run go on
         return {**row, "failure": f"{type(error).__name__}: {error}"[:500]}
     report = result.report
@@ -89,17 +89,26 @@ def groups_fused(graph_module: GraphModule) -> dict[str, int]:
     return {name: counts[name] for name in ("attention", "conv_norm", "linear_activation")}
 
 
+def _prepared(case: Case) -> tuple[nn.Module, tuple[object, ...], Mapping[str, object]]:
+    """Returns a model whose outputs are not degenerate, and its inputs."""
+    model = case.build()
+    args, kwargs = case.inputs(model)
+    if case.in_float64:
+        model = model.double()
+        args, kwargs = tree_map_only(torch.Tensor, _widened, (args, dict(kwargs)))
+    fill_zero_parameters(model)
+    with torch.no_grad():
+        warm_up_norms(model, lambda ready: ready(*args, **kwargs), rounds=2)
+    return model, args, kwargs
+
+
 def _error(
-    case: Case,
     model: nn.Module,
     result: GraphModule,
     args: tuple[object, ...],
     kwargs: Mapping[str, object],
 ) -> float:
     with torch.no_grad():
-        if case.in_float64:
-            model, result = model.double(), result.double()
-            args, kwargs = tree_map_only(torch.Tensor, _widened, (args, dict(kwargs)))
         return relative_error(result(*args, **kwargs), model(*args, **kwargs))
 
 

@@ -1,0 +1,1 @@
+"""The zoo: many models, transformed one by one."""
