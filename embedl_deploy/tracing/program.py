@@ -8,11 +8,12 @@ from typing import cast
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, InputSpec
+from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils._pytree import TreeSpec
 
+from embedl_deploy.errors import TracingError
 from embedl_deploy.graph.record import GraphRecord
 from embedl_deploy.tracing.ranges import declared_ranges
 
@@ -65,6 +66,7 @@ class Program:
 def program_of_export(exported: ExportedProgram, origin: nn.Module | None) -> Program:
     """Returns the program that ``exported`` holds, around the tensors of ``origin`` if given."""
     signature = exported.graph_signature
+    _check_outputs(exported)
     specs = iter(signature.input_specs)
     graph = Graph()
     mapped: dict[Node, Node] = {}
@@ -110,6 +112,16 @@ def program_of_graph_module(graph_module: GraphModule) -> Program:
 def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yields every path of ``model`` with its module; a shared module has several paths."""
     yield from cast("Iterator[tuple[str, nn.Module]]", model.named_modules(remove_duplicate=False))
+
+
+def _check_outputs(exported: ExportedProgram) -> None:
+    for spec in exported.graph_signature.output_specs:
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            raise TracingError(
+                f"the program writes to {spec.target!r} in every call ({spec.kind.name}): a traced "
+                "graph keeps no state between calls. Call eval() before exporting the model, or "
+                "give what torch.export.export returned, before run_decompositions"
+            )
 
 
 def _state_node(graph: Graph, node: Node, name: str) -> Node:

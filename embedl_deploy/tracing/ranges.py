@@ -32,9 +32,12 @@ def declared_ranges(exported: ExportedProgram) -> dict[str, tuple[int, int | Non
 
 
 def _bounds(found: "ValueRanges[sympy.Expr]") -> tuple[int, int | None]:
-    # Without an upper bound it is an infinity of torch's own, above every machine integer.
-    is_bounded = bool(cast("int", found.upper) < sys.maxsize - 1)
-    return int(found.lower), int(found.upper) if is_bounded else None
+    return _integer(found.lower, -sys.maxsize) or 0, _integer(found.upper, None)
+
+
+def _integer(bound: object, unbounded: int | None) -> int | None:
+    """Returns ``bound`` as an integer; torch's own infinities and sympy's are no integers."""
+    return int(bound) if isinstance(bound, (int, sympy.Integer)) else unbounded
 
 
 def _ranges_of(size: object) -> dict[str, tuple[int, int | None]]:

@@ -1,4 +1,5 @@
 import copy
+from typing import cast
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ ROWS = torch.randn(2, 5, 8, generator=GENERATOR)
 
 def run(model: nn.Module, *args: Tensor) -> tuple[Tensor, ...]:
     with torch.no_grad():
-        result = model(*args)
-    return result if isinstance(result, tuple) else (result,)
+        result: object = model(*args)
+    return (result,) if isinstance(result, Tensor) else cast("tuple[Tensor, ...]", result)
 
 
 def called(graph: GraphModule) -> list[str]:
@@ -48,7 +49,7 @@ def traced_alike(model: nn.Module, *args: Tensor) -> GraphModule:
         nn.BatchNorm2d(3, affine=False),
         nn.BatchNorm2d(3, track_running_stats=False),
         nn.LayerNorm(8, bias=False),
-        nn.LayerNorm((8, 8), elementwise_affine=False),
+        nn.LayerNorm([8, 8], elementwise_affine=False),
         nn.RMSNorm(8),
         nn.GroupNorm(3, 3),
         nn.InstanceNorm2d(3, affine=True),

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -133,11 +134,11 @@ def test_inputs_that_do_not_fit_show_the_signature() -> None:
     with pytest.raises(TracingError, match="missing a required argument: 'x'"):
         trace(Tied(), (), {"y": ROWS})
     with pytest.raises(TracingError, match=r"must be a tuple.*write \(x,\)"):
-        trace(Tied(), ROWS)
+        trace(Tied(), cast("tuple[Tensor, ...]", ROWS))
     with pytest.raises(TracingError, match="needs example inputs"):
         trace(Tied())
-    with pytest.raises(TracingError, match=r"must be an nn\.Module.*got function"):
-        trace(lambda x: x, (ROWS,))
+    with pytest.raises(TracingError, match=r"must be an nn\.Module.*got builtin"):
+        trace(cast("nn.Module", torch.relu), (ROWS,))
 
 
 def test_inputs_of_an_exported_program_are_checked() -> None:
@@ -162,3 +163,21 @@ def test_an_input_that_became_part_of_the_graph_may_not_change() -> None:
     assert torch.equal(graph(ROWS, 3, flag=True), ROWS * 3)
     with pytest.raises(InputError, match=r"input 'factor' was 3 .* got 4"):
         graph(ROWS, 4, flag=True)
+
+
+def test_a_program_that_writes_its_state_is_refused() -> None:
+    program = torch.export.export(nn.BatchNorm1d(8), (ROWS,), strict=False).run_decompositions()
+
+    with pytest.raises(TracingError, match="writes to 'running_mean' in every call"):
+        trace(program)
+
+
+def test_a_decomposed_program_is_lifted_too() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.LayerNorm(8)).eval()
+    program = torch.export.export(model, (ROWS,), strict=False).run_decompositions()
+
+    graph = trace(program)
+
+    layers = [type(graph.get_submodule(name)) for name in "012"]
+    assert layers == [nn.Linear, nn.BatchNorm1d, nn.LayerNorm]
+    torch.testing.assert_close(graph(ROWS), model(ROWS), rtol=1e-6, atol=1e-6)
