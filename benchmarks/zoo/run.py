@@ -14,8 +14,6 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_map_only
-from zoo.cases import Case, zoo
-from zoo.present import groups_present
 
 from embedl_deploy.cli.random_weights import fill_zero_parameters, warm_up_norms
 from embedl_deploy.files import write_aside
@@ -24,6 +22,8 @@ from embedl_deploy.graph.nodes import module_of, parts_of
 from embedl_deploy.tracing import trace
 from embedl_deploy.transformation import transform
 from embedl_deploy.tuning.machine import machine_info
+from zoo.cases import Case, zoo
+from zoo.present import groups_present
 
 RESULTS = Path(__file__).parents[1] / "results"
 
