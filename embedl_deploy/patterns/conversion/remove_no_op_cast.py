@@ -11,8 +11,8 @@ _ATEN = torch.ops.aten
 
 
 def _changes_nothing(node: Node) -> bool:
-    bound = bound_arguments(node)
-    before, after = value_of(node.all_input_nodes[0]), value_of(node)
+    bound, source = bound_arguments(node), node.all_input_nodes[0]
+    before, after = value_of(source), value_of(node)
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):
         return False
     if bound.get("memory_format") not in (None, torch.preserve_format):
@@ -25,7 +25,11 @@ class RemoveNoOpCast(Pattern):
 
     phase = Phase.CONVERSION
     tree = Chain(
-        cast=(Op(_ATEN.to, where=_changes_nothing), Op(_ATEN._to_copy, where=_changes_nothing))
+        cast=(
+            Op(_ATEN.to, where=_changes_nothing),
+            Op(_ATEN._to_copy, where=_changes_nothing),
+            Op(_ATEN.type_as, where=_changes_nothing),
+        )
     )
 
     def replace(self, match: PatternMatch) -> Node:

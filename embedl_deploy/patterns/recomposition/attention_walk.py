@@ -11,7 +11,7 @@ from embedl_deploy.patterns.shapes import same_shape
 _ATEN = torch.ops.aten
 PRODUCTS = (_ATEN.matmul.default, _ATEN.bmm.default)
 RESHAPES = (_ATEN.view.default, _ATEN.reshape.default, _ATEN._unsafe_view.default)
-CASTS = (_ATEN.to.dtype, _ATEN._to_copy.default, _ATEN.to.dtype_layout)
+CASTS = (_ATEN.to.dtype, _ATEN._to_copy.default, _ATEN.to.dtype_layout, _ATEN.type_as.default)
 MOST_STEPS = 12
 """How many nodes may stand between two products; far more than any model writes."""
 
