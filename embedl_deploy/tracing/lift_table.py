@@ -7,6 +7,7 @@ from torch import nn
 from torch._ops import OpOverload
 
 from embedl_deploy.tracing import lift_layers as layers
+from embedl_deploy.tracing import lift_pools as pools
 from embedl_deploy.tracing.lift_call import Call, Lifting
 
 Row = Callable[[Call], Lifting]
@@ -68,23 +69,23 @@ LIFT_TABLE: Mapping[OpOverload, Row] = {
     _aten.softshrink.default: _activation(nn.Softshrink, lambd="lambd"),
     _aten.threshold.default: _activation(nn.Threshold, threshold="threshold", value="value"),
     _aten.glu.default: _activation(nn.GLU, dim="dim"),
-    _aten.dropout.default: layers.dropout(nn.Dropout),
-    _aten.feature_dropout.default: layers.feature_dropout,
-    _aten.alpha_dropout.default: layers.dropout(nn.AlphaDropout),
-    _aten.max_pool1d.default: layers.max_pool(nn.MaxPool1d),
-    _aten.max_pool2d.default: layers.max_pool(nn.MaxPool2d),
-    _aten.max_pool3d.default: layers.max_pool(nn.MaxPool3d),
-    _aten.max_pool2d_with_indices.default: layers.max_pool(nn.MaxPool2d, first=True),
-    _aten.max_pool3d_with_indices.default: layers.max_pool(nn.MaxPool3d, first=True),
-    _aten.avg_pool1d.default: layers.average_pool(nn.AvgPool1d),
-    _aten.avg_pool2d.default: layers.average_pool(nn.AvgPool2d),
-    _aten.avg_pool3d.default: layers.average_pool(nn.AvgPool3d),
-    _aten.adaptive_avg_pool1d.default: layers.adaptive_pool(nn.AdaptiveAvgPool1d),
-    _aten.adaptive_avg_pool2d.default: layers.adaptive_pool(nn.AdaptiveAvgPool2d),
-    _aten.adaptive_avg_pool3d.default: layers.adaptive_pool(nn.AdaptiveAvgPool3d),
-    _aten._adaptive_avg_pool2d.default: layers.adaptive_pool(nn.AdaptiveAvgPool2d),
-    _aten._adaptive_avg_pool3d.default: layers.adaptive_pool(nn.AdaptiveAvgPool3d),
-    _aten.adaptive_max_pool1d.default: layers.adaptive_pool(nn.AdaptiveMaxPool1d, first=True),
-    _aten.adaptive_max_pool2d.default: layers.adaptive_pool(nn.AdaptiveMaxPool2d, first=True),
-    _aten.adaptive_max_pool3d.default: layers.adaptive_pool(nn.AdaptiveMaxPool3d, first=True),
+    _aten.dropout.default: pools.dropout(nn.Dropout),
+    _aten.feature_dropout.default: pools.feature_dropout,
+    _aten.alpha_dropout.default: pools.dropout(nn.AlphaDropout),
+    _aten.max_pool1d.default: pools.max_pool(nn.MaxPool1d),
+    _aten.max_pool2d.default: pools.max_pool(nn.MaxPool2d),
+    _aten.max_pool3d.default: pools.max_pool(nn.MaxPool3d),
+    _aten.max_pool2d_with_indices.default: pools.max_pool(nn.MaxPool2d, first=True),
+    _aten.max_pool3d_with_indices.default: pools.max_pool(nn.MaxPool3d, first=True),
+    _aten.avg_pool1d.default: pools.average_pool(nn.AvgPool1d),
+    _aten.avg_pool2d.default: pools.average_pool(nn.AvgPool2d),
+    _aten.avg_pool3d.default: pools.average_pool(nn.AvgPool3d),
+    _aten.adaptive_avg_pool1d.default: pools.adaptive_pool(nn.AdaptiveAvgPool1d),
+    _aten.adaptive_avg_pool2d.default: pools.adaptive_pool(nn.AdaptiveAvgPool2d),
+    _aten.adaptive_avg_pool3d.default: pools.adaptive_pool(nn.AdaptiveAvgPool3d),
+    _aten._adaptive_avg_pool2d.default: pools.adaptive_pool(nn.AdaptiveAvgPool2d),
+    _aten._adaptive_avg_pool3d.default: pools.adaptive_pool(nn.AdaptiveAvgPool3d),
+    _aten.adaptive_max_pool1d.default: pools.adaptive_pool(nn.AdaptiveMaxPool1d, first=True),
+    _aten.adaptive_max_pool2d.default: pools.adaptive_pool(nn.AdaptiveMaxPool2d, first=True),
+    _aten.adaptive_max_pool3d.default: pools.adaptive_pool(nn.AdaptiveMaxPool3d, first=True),
 }
