@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from embedl_deploy.backends.registry import resolve_backend
 from embedl_deploy.engines.engine import Engine
+from embedl_deploy.engines.program import flat_program
 from embedl_deploy.errors import CheckpointError, PreconditionError
 from embedl_deploy.graph.record import has_record, record_of
 from embedl_deploy.lowering import (
@@ -239,11 +240,12 @@ def _built_anew(
     labels = {engine.subgraph: engine.label for engine in saved}
 
     def again(graph: GraphModule, args: tuple[object, ...], shapes: object) -> LoweredModule:
-        source = _Source(graph, args, {}, shapes)
-        request = _request(source, list(prototypes.values()), None, 1, ())
         return lower_graph(
-            replace(
-                request,
+            LoweringRequest(
+                graph_module=flat_program(graph, args, shapes),
+                args=args,
+                kwargs={},
+                engines=list(prototypes.values()),
                 assignment=assignment_of(assembly, prototypes, labels),
                 build=BuildSettings(progress=progress),
                 allow_simulated=True,

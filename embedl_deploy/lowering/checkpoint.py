@@ -1,6 +1,7 @@
 """Saves a lowered model as one file and loads it in another process; nothing is unpickled."""
 
 import platform
+import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +12,10 @@ from pathlib import Path
 import torch
 
 from embedl_deploy.engines.engine import Engine
-from embedl_deploy.errors import CheckpointError, EmbedlDeployError
+from embedl_deploy.errors import CheckpointError
 from embedl_deploy.lowering.archive import MANIFEST, ArchiveReader, write_archive
 from embedl_deploy.lowering.assembly import Assembly, EngineSlot, assemble
+from embedl_deploy.lowering.choose import BUILD_ERRORS
 from embedl_deploy.lowering.core_graph import CoreGraph
 from embedl_deploy.lowering.engine_file import state_from_json, state_to_json
 from embedl_deploy.lowering.graph_file import fields, graph_from_json, graph_to_json
@@ -21,6 +23,7 @@ from embedl_deploy.lowering.literals import Json, decode, encode
 from embedl_deploy.lowering.lowered_module import LoweredModule
 from embedl_deploy.lowering.report_file import report_from_json, report_to_json
 from embedl_deploy.lowering.signature_file import signature_from_json, signature_to_json
+from embedl_deploy.lowering.stitch import Piece
 from embedl_deploy.lowering.tensor_file import tensors_from_bytes, tensors_to_bytes
 
 FORMAT = "embedl_deploy.lowered"
@@ -103,16 +106,10 @@ def load_lowered(
             return rebuild(_assemble(core, steps, {}), saved)
         if described:
             _check_environment(manifest, path)
-        folder = tempfile.TemporaryDirectory(prefix="embedl_deploy_")
-        bare = _assemble(core, steps, {})
-        slots = _slots(bare, described, archive, engine_classes, Path(folder.name))
+        slots = _slots(_assemble(core, steps, {}), described, archive, engine_classes)
         report = report_from_json(manifest.get("report"))
     assembly = _assemble(core, steps, slots)
-    model = LoweredModule(assembly, report, fallback=manifest.get("fallback") is not False)
-    # Engines may read their files as long as they live; every copy of the model shares them.
-    for slot in slots.values():
-        weakref.finalize(slot.engine, _nothing, folder)
-    return model
+    return LoweredModule(assembly, report, fallback=manifest.get("fallback") is not False)
 
 
 def hardware() -> dict[str, Json]:
@@ -126,10 +123,6 @@ def hardware() -> dict[str, Json]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "gpu": gpu,
     }
-
-
-def _nothing(folder: object) -> None:
-    del folder
 
 
 def _versions() -> dict[str, Json]:
@@ -231,7 +224,6 @@ def _slots(
     described: Mapping[str, Json],
     archive: ArchiveReader,
     engine_classes: Mapping[str, type[Engine]],
-    folder: Path,
 ) -> dict[str, EngineSlot]:
     slots: dict[str, EngineSlot] = {}
     for piece in assembly.pieces:
@@ -245,11 +237,10 @@ def _slots(
                 f"{name} needs engine {content.get('class')!r}, which is not known here: give its "
                 "class to load(..., engines=[...])"
             )
-        state = state_from_json(content.get("state"), archive, f"engines/{name}", folder)
-        examples = content.get("formats")
-        formats = [decode(f) for f in examples] if isinstance(examples, list) else []
+        saved_formats = content.get("formats")
+        formats = [decode(f) for f in saved_formats] if isinstance(saved_formats, list) else []
         slots[name] = EngineSlot(
-            _restored(engine_class, piece.module, state, name),
+            _restored(engine_class, piece, content.get("state"), archive),
             str(content.get("label")),
             tuple(f if isinstance(f, torch.memory_format) else None for f in formats),
         )
@@ -257,16 +248,22 @@ def _slots(
 
 
 def _restored(
-    engine_class: type[Engine], module: torch.fx.GraphModule, state: dict[str, object], name: str
+    engine_class: type[Engine], piece: Piece, data: Json, archive: ArchiveReader
 ) -> Engine:
+    """Returns an engine from its saved state; its files live in a folder of their own with it."""
+    name = piece.subgraph.name
+    folder = Path(tempfile.mkdtemp(prefix="embedl_deploy_"))
     try:
-        engine = engine_class.from_dict(module, state)
+        state = state_from_json(data, archive, f"engines/{name}", folder)
+        engine = engine_class.from_dict(piece.module, state)
         engine.activate()
-        return engine
-    except EmbedlDeployError:
-        raise
-    except (RuntimeError, ValueError, TypeError, LookupError, OSError, AttributeError) as error:
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, CheckpointError) or not isinstance(error, BUILD_ERRORS):
+            raise
         raise CheckpointError(
             f"the engine of {name} ({engine_class.__name__}) cannot be loaded: {error}; "
             "trust_engines=False builds it anew"
         ) from error
+    weakref.finalize(engine, shutil.rmtree, folder, ignore_errors=True)
+    return engine
