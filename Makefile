@@ -35,7 +35,7 @@ test-all: $(STAMP) ## Every test, also the slow ones and those that need a GPU o
 	$(BIN)/pytest -n $(WORKERS)
 
 bench: $(STAMP) ## Measures int8 on this machine and writes benchmarks/results/*.json
-	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python -m benchmarks.latency
 
 golden: $(STAMP) ## Writes the printed graphs in tests/golden anew: read the diff
 	$(BIN)/pytest tests/golden --update-golden

@@ -12,7 +12,6 @@ from embedl_deploy.cli.calibration_data import forward_loop
 from embedl_deploy.cli.model_sources import Inputs
 from embedl_deploy.cli.options import RunPrecision
 from embedl_deploy.deployment import lower
-from embedl_deploy.engines import InductorEngineConfig
 from embedl_deploy.errors import LoweringError
 from embedl_deploy.graph.integer_share import integer_share
 from embedl_deploy.graph.record import record_of
@@ -84,5 +83,7 @@ def _in_bfloat16(graph: GraphModule) -> list[EngineChoice]:
             f"a rest in bfloat16 is Inductor's to build, and this backend has the engines "
             f"{', '.join(map(str, engines))}: ask for --precision int8-fp32 or fp32"
         )
+    from embedl_deploy.engines import InductorEngineConfig
+
     bfloat16 = InductorEngineConfig(autocast_enabled=True, autocast_dtype=torch.bfloat16)
     return [bfloat16 if engine == "inductor" else engine_from(engine) for engine in engines]
