@@ -11,7 +11,7 @@ from torch.fx import Node
 from embedl_deploy.errors import VerificationError
 from embedl_deploy.graph.distance import relative_error
 from embedl_deploy.graph.evaluate import evaluate, sample_value
-from embedl_deploy.graph.nodes import source_line
+from embedl_deploy.graph.nodes import shape_of, source_line
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.refusal import Refusal
 
@@ -22,6 +22,7 @@ ROLLED_BACK = "rolled back"
 """How the reason of a replacement that failed its check begins."""
 
 _LARGEST_REGION = 200
+_NARROW = "size-1"
 
 COARSER = {torch.float16: 50.0, torch.bfloat16: 400.0}
 """How much more than float32 a dtype rounds: the pattern's tolerance grows by it."""
@@ -73,6 +74,8 @@ def _compare(
             before = evaluate(region, _clones(given))
         except Exception:  # noqa: BLE001  # shapes that the model itself cannot take say nothing
             return None
+        if kind == _NARROW and not _is_batch(before, outputs):
+            return None
         try:
             torch.manual_seed(seed)
             after = evaluate(made, _clones({**before, **given}))
@@ -90,6 +93,22 @@ def _compare(
                 old,
             )
     return None
+
+
+def _is_batch(before: Mapping[Node, object], outputs: Mapping[Node, Node]) -> bool:
+    """Tells whether inputs of one row gave results of one row, otherwise as recorded.
+
+    Where they did not, the first dimensions of the inputs are none that may vary, and the
+    operation only took them because it broadcasts.
+    """
+    for old in outputs:
+        found, recorded = before[old], shape_of(old)
+        if not isinstance(found, Tensor) or not recorded:
+            continue
+        rest = zip(found.shape[1:], recorded[1:], strict=False)
+        if found.shape[0] != 1 or any(isinstance(b, int) and a != b for a, b in rest):
+            return False
+    return True
 
 
 def _allowed(match: PatternMatch, expected: object) -> float:
@@ -131,7 +150,7 @@ def _samples(region: tuple[Node, ...]) -> Iterator[tuple[str, Mapping[Node, obje
     yield "non-contiguous", {read: _map(value, _strided) for read, value in given.items()}
     narrow = {read: _map(value, _first_of_one) for read, value in given.items()}
     if any(value is not given[read] for read, value in narrow.items()):
-        yield "size-1", narrow
+        yield _NARROW, narrow
 
 
 def _clones(given: Mapping[Node, object]) -> dict[Node, object]:
