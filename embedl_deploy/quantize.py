@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from embedl_deploy.backends.registry import resolve_backend
 from embedl_deploy.errors import CalibrationError, PreconditionError
 from embedl_deploy.graph.record import has_record, record_of
-from embedl_deploy.passes.calibration import ForwardLoop, Progress, calibrate_stubs
+from embedl_deploy.passes.calibration import ForwardLoop, Progress, calibrate_model
 from embedl_deploy.passes.integer_conversion import convert
 from embedl_deploy.passes.quantization import (
     Matches,
@@ -97,10 +97,12 @@ def quantize(
         config = replace(config, skip=named_rules(config.skip, model))
     inserted = quantize_graph(graph, None, config, chosen)
     graph.recompile()
-    calibrated = calibrate_stubs(graph, forward_loop, progress)
+    calibrated = calibrate_model(
+        graph, forward_loop, corrects_biases=config.bias_correction, progress=progress
+    )
     if freeze_weights:
         fix_weight_scales(graph)
-    report_stages(graph, chosen, (inserted, calibrated))
+    report_stages(graph, chosen, (inserted, *calibrated))
     return graph
 
 
@@ -139,19 +141,24 @@ def insert_qdq(
 
 
 def calibrate(
-    model: GraphModule, forward_loop: ForwardLoop, progress: Progress | None = None
+    model: GraphModule,
+    forward_loop: ForwardLoop,
+    *,
+    bias_correction: bool = True,
+    progress: Progress | None = None,
 ) -> GraphModule:
     """Sets the scales of ``model`` from one pass over data; changes it in place and returns it.
 
     Args:
         model: What ``insert_qdq`` returned.
         forward_loop: As for ``quantize``.
+        bias_correction: As in ``QuantConfig``.
         progress: Told the number of forward passes after each one.
 
     Raises:
         CalibrationError: The data is missing or unusable; the message says which tensor and batch.
     """
-    calibrate_stubs(model, forward_loop, progress)
+    calibrate_model(model, forward_loop, corrects_biases=bias_correction, progress=progress)
     return model
 
 

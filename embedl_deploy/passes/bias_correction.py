@@ -1,88 +1,103 @@
-"""Corrects biases so that each quantized layer keeps the mean output it had in float."""
+"""Corrects biases for what rounding a weight does to the mean output of its layer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from embedl_deploy.modules.fused import WeightedFused
-from embedl_deploy.passes.calibration import ForwardLoop, run_forward_loop
+from embedl_deploy.modules.fused_linear import FusedLinear
+from embedl_deploy.modules.fused_norm_linear import FusedNormLinear
 from embedl_deploy.quantization.weights import WeightFakeQuantize
 from embedl_deploy.rewriting import PassRecord
 
 
 @dataclass
-class RunningMean:
-    """The mean of a layer's output per channel over all data seen so far."""
+class InputMean:
+    """The mean input of one layer per channel, over all data seen so far."""
 
     total: Tensor | None = None
-    """Sum over batch and positions, shape (out,), float64."""
+    """Sum over batch and positions, shape (in,), float64."""
 
     count: int = 0
     """How many values of each channel went into the sum."""
 
-    def add(self, output: Tensor, axis: int) -> None:
-        """Takes in an output of the layer, channels along ``axis``."""
-        channels = output.detach().movedim(axis, 0).flatten(1).double()
-        total = channels.sum(1)
+    positions: tuple[int, ...] = ()
+    """Height and width of the last image; () for rows."""
+
+    def add(self, x: Tensor, channel_axis: int) -> None:
+        """Takes in one input of the layer."""
+        channels = x.detach().movedim(channel_axis, 0).flatten(1)
+        total = channels.sum(1, dtype=torch.float64)
         self.total = total if self.total is None else self.total + total
         self.count += channels.shape[1]
+        self.positions = () if channel_axis == -1 else tuple(x.shape[channel_axis + 1 :])
 
-    def value(self) -> Tensor:
-        """Returns the mean, shape (out,), float64."""
+    def as_input(self, dtype: torch.dtype) -> Tensor:
+        """Returns an input of the layer that has the mean everywhere, batch 1."""
         assert self.total is not None, "nothing was seen"
-        return self.total / self.count
+        mean = (self.total / self.count).to(dtype)
+        ones = (1,) * len(self.positions)
+        return mean.reshape(1, -1, *ones).expand(1, -1, *self.positions)
 
 
-Means = dict[WeightedFused, RunningMean]
+Means = dict[WeightedFused, InputMean]
 
 
 @contextmanager
-def watching_means(model: nn.Module) -> Iterator[Means]:
-    """Collects the mean output of every quantized layer while the model runs in float.
+def watching_inputs(model: nn.Module) -> Generator[Means]:
+    """Collects the mean input of every quantized layer while the model runs.
 
-    Wrap calibration in it: then the means cost no pass of their own.
+    Wrap calibration in it: then the means cost no forward pass of their own.
     """
-    means: Means = {layer: RunningMean() for layer in _quantized_layers(model)}
-
-    def watch(layer: WeightedFused, args: tuple[Tensor, ...]) -> None:
-        weight, bias = layer.folded_weight_and_bias()
-        means[layer].add(layer.layer_output(args[0], weight, bias), _channel_axis(layer))
-
-    with _hooked(means, watch):
+    means: Means = {}
+    handles: list[RemovableHandle] = []
+    for layer in _quantized_layers(model):
+        watched = _watched(layer)
+        if watched is not None:
+            mean = means[layer] = InputMean()
+            hook = _adding_to(mean, _channel_axis(layer))
+            handles.append(watched.register_forward_pre_hook(hook))
+    try:
         yield means
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def correct_biases(model: nn.Module, means: Means, forward_loop: ForwardLoop) -> PassRecord:
-    """Sets the bias correction of every layer from one pass over data with quantizers on.
+def correct_biases(means: Means) -> PassRecord:
+    """Sets the bias correction of every layer whose mean input is known.
 
-        correction = E[W x + b] in float - E[W_q x_q + b] quantized        per output channel
+        correction = (W - W_q) E[x]                                per output channel
 
-    A layer is corrected before the next one runs, so that each sees inputs whose own shift is
-    already corrected, and no shift is counted twice. Exact for a single batch; with several, each
-    batch refines the estimate of all.
+    With it the layer's mean output is what it was in float, however its weight is rounded.
+    Exact for a linear layer; for a padded convolution up to how the mean varies over the image.
+    The rounding of activations is left out: its mean is close to zero where little is clipped.
 
-    Source: Nagel et al. 2019, section 4.2, empirical form, https://arxiv.org/abs/1906.04721
+    Source: Nagel et al. 2019, section 4.2, https://arxiv.org/abs/1906.04721
     """
-    quantized: Means = {layer: RunningMean() for layer in means}
+    corrected = 0
+    with torch.no_grad():
+        for layer, mean in means.items():
+            if mean.total is not None:
+                layer.bias_correction = _correction(layer, mean)
+                corrected += 1
+    return PassRecord("bias correction", notes=(f"{corrected} biases corrected",))
 
-    def correct(layer: WeightedFused, args: tuple[Tensor, ...]) -> None:
-        seen = means[layer]
-        if seen.total is None:
-            return
-        assert isinstance(layer.weight_fake_quant, WeightFakeQuantize)
-        weight, bias = layer.folded_weight_and_bias()
-        output = layer.layer_output(args[0], layer.weight_fake_quant(weight), bias)
-        quantized[layer].add(output, _channel_axis(layer))
-        shift = seen.value() - quantized[layer].value()
-        layer.bias_correction = shift.to(weight.dtype)
 
-    with _hooked(means, correct), torch.no_grad():
-        run_forward_loop(model, forward_loop)
-    corrected = sum(layer.bias_correction is not None for layer in means)
-    return PassRecord("bias correction", notes=(f"{corrected} layers corrected",))
+def _correction(layer: WeightedFused, mean: InputMean) -> Tensor:
+    quantizer = layer.weight_fake_quant
+    assert isinstance(quantizer, WeightFakeQuantize)
+    weight, _ = layer.folded_weight_and_bias()
+    x = mean.as_input(weight.dtype)
+    lost = weight - quantizer(weight)
+    # The mean of a normalised input was taken after the norm, which is not to run again.
+    alone = FusedLinear(layer.linear) if isinstance(layer, FusedNormLinear) else layer
+    output = alone.layer_output(x, lost, None)
+    return output.flatten(2).mean(2).flatten() if output.dim() > 2 else output.flatten()
 
 
 def _quantized_layers(model: nn.Module) -> list[WeightedFused]:
@@ -94,19 +109,25 @@ def _quantized_layers(model: nn.Module) -> list[WeightedFused]:
     ]
 
 
+def _watched(layer: WeightedFused) -> nn.Module | None:
+    """Returns the module whose input is what the weight multiplies, None if there is none."""
+    if not isinstance(layer, FusedNormLinear):
+        return layer
+    stub = layer.linear_input_stub
+    return stub if isinstance(stub, nn.Module) else None
+
+
 def _channel_axis(layer: WeightedFused) -> int:
-    """Returns which axis of the layer's output counts channels: the last, or that before space."""
+    """Returns the axis of the layer's input that counts channels: the last, or before space."""
     weight, _ = layer.folded_weight_and_bias()
-    return 1 - weight.dim() if weight.dim() > 2 else -1
+    return -1 if weight.dim() == 2 else 1 - weight.dim()
 
 
-@contextmanager
-def _hooked(
-    means: Means, hook: Callable[[WeightedFused, tuple[Tensor, ...]], None]
-) -> Iterator[None]:
-    handles = [layer.register_forward_pre_hook(hook) for layer in means]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _adding_to(
+    mean: InputMean, channel_axis: int
+) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        del module
+        mean.add(args[0], channel_axis)
+
+    return add

@@ -1,7 +1,7 @@
 """Runs a model on data and sets the scale of each quantizer from what it saw."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import TypeAlias, cast
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from embedl_deploy.errors import CalibrationError
+from embedl_deploy.passes.bias_correction import correct_biases, watching_inputs
 from embedl_deploy.quantization.stub import QuantStub, stubs_of
 from embedl_deploy.quantization.weights import WeightFakeQuantize
 from embedl_deploy.rewriting import PassRecord
@@ -20,10 +21,14 @@ Progress: TypeAlias = Callable[[int], object]
 """Told the number of forward passes after each one."""
 
 
-def calibrate_stubs(
-    model: nn.Module, forward_loop: ForwardLoop | None, progress: Progress | None = None
-) -> PassRecord:
-    """Watches every activation over one pass through the data, then fixes the scales.
+def calibrate_model(
+    model: nn.Module,
+    forward_loop: ForwardLoop | None,
+    *,
+    corrects_biases: bool = True,
+    progress: Progress | None = None,
+) -> tuple[PassRecord, ...]:
+    """Sets activation scales and bias corrections from one pass over the data.
 
     The model runs in eval mode, without gradients and unrounded: what is seen does not depend
     on scales that are not there yet. If the loop is interrupted the statistics stay in the stubs,
@@ -33,6 +38,7 @@ def calibrate_stubs(
         model: A model with ``QuantStub`` modules; changed in place.
         forward_loop: Runs the model, or the inputs to run it on. ``None`` is fine for a model
             without stubs.
+        corrects_biases: Whether biases make up for what rounding the weights does to the mean.
         progress: Told after each forward pass.
 
     Raises:
@@ -40,17 +46,16 @@ def calibrate_stubs(
             NaN or infinity in an activation.
     """
     stubs = [stub for _, stub in stubs_of(model)]
-    if not stubs:
-        return PassRecord(
-            "calibration", notes=("no activation is quantized: nothing to calibrate",)
-        )
     if forward_loop is None:
-        raise CalibrationError(
-            f"{len(stubs)} activations need data for their scales, got forward_loop=None: pass a "
-            "callable that runs the model, or an iterable of inputs"
-        )
+        _require_no_stubs(stubs)
+        return (PassRecord("calibration", notes=("no data, and no activation needs any",)),)
     began = time.perf_counter()
-    with _observing(model, stubs), _counting(model, progress) as count:
+    with (
+        _unrounded(model),
+        _observing(stubs),
+        watching_inputs(model) as means,
+        _counting(model, progress) as count,
+    ):
         run_forward_loop(model, forward_loop)
     if count.passes == 0:
         raise CalibrationError(
@@ -60,7 +65,16 @@ def calibrate_stubs(
     for stub in stubs:
         stub.finish_observing()
     note = f"{len(stubs)} activations calibrated on {count.passes} forward passes"
-    return PassRecord("calibration", seconds=time.perf_counter() - began, notes=(note,))
+    record = PassRecord("calibration", seconds=time.perf_counter() - began, notes=(note,))
+    return (record, correct_biases(means)) if corrects_biases else (record,)
+
+
+def _require_no_stubs(stubs: list[QuantStub]) -> None:
+    if stubs:
+        raise CalibrationError(
+            f"{len(stubs)} activations need data for their scales, got forward_loop=None: pass a "
+            "callable that runs the model, or an iterable of inputs"
+        )
 
 
 class _Count:
@@ -68,7 +82,7 @@ class _Count:
 
 
 @contextmanager
-def _counting(model: nn.Module, progress: Progress | None) -> Iterator[_Count]:
+def _counting(model: nn.Module, progress: Progress | None) -> Generator[_Count]:
     count = _Count()
 
     def after_forward(module: nn.Module, args: object, output: object) -> None:
@@ -85,21 +99,29 @@ def _counting(model: nn.Module, progress: Progress | None) -> Iterator[_Count]:
 
 
 @contextmanager
-def _observing(model: nn.Module, stubs: list[QuantStub]) -> Iterator[None]:
-    weights = [module for module in model.modules() if isinstance(module, WeightFakeQuantize)]
-    was_quantizing = [weight.quantizing for weight in weights]
-    was_training = model.training
-    if was_training:
-        model.eval()
+def _observing(stubs: list[QuantStub]) -> Generator[None]:
     for stub in stubs:
         stub.start_observing()
-    for weight in weights:
-        weight.quantizing = False
     try:
         yield
     finally:
         for stub in stubs:
             stub.observing = False
+
+
+@contextmanager
+def _unrounded(model: nn.Module) -> Generator[None]:
+    """Runs a model in eval mode with its weights in float, and gives back both."""
+    weights = [module for module in model.modules() if isinstance(module, WeightFakeQuantize)]
+    was_quantizing = [weight.quantizing for weight in weights]
+    was_training = model.training
+    if was_training:
+        model.eval()
+    for weight in weights:
+        weight.quantizing = False
+    try:
+        yield
+    finally:
         for weight, flag in zip(weights, was_quantizing, strict=True):
             weight.quantizing = flag
         if was_training:

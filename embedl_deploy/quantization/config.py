@@ -95,6 +95,10 @@ class QuantConfig:
     smooth: SmoothQuantConfig | None = None
     """``None`` leaves outliers where they are."""
 
+    bias_correction: bool = True
+    """Biases make up for what rounding the weights does to the mean output. Costs no pass of its
+    own; lowers the squared error of small convolutional nets by a tenth to a third."""
+
     def __post_init__(self) -> None:
         if self.activation is not None and self.activation.per_channel:
             raise ValueError(

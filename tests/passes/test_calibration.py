@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from embedl_deploy.errors import CalibrationError
-from embedl_deploy.passes.calibration import calibrate_stubs
+from embedl_deploy.passes.calibration import calibrate_model
 from embedl_deploy.quantization import QuantStub, TensorQuantConfig
 
 BATCHES = list(torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)))
@@ -37,7 +37,7 @@ def extremes_of(batches: list[Tensor]) -> float:
 def test_a_callable_runs_the_model_itself() -> None:
     model = net()
 
-    calibrate_stubs(model, lambda given: [given(batch) for batch in BATCHES])
+    calibrate_model(model, lambda given: [given(batch) for batch in BATCHES])
 
     assert float(model.stub.scale) == pytest.approx(extremes_of(BATCHES))
     assert model.stub.quantizing
@@ -55,7 +55,7 @@ def test_a_callable_runs_the_model_itself() -> None:
 def test_an_iterable_yields_tensors_tuples_or_dicts(inputs: list[object]) -> None:
     model = net()
 
-    record = calibrate_stubs(model, inputs)
+    record, _ = calibrate_model(model, inputs)
 
     assert float(model.stub.scale) == pytest.approx(extremes_of(BATCHES))
     assert record.notes == ("1 activations calibrated on 3 forward passes",)
@@ -64,7 +64,7 @@ def test_an_iterable_yields_tensors_tuples_or_dicts(inputs: list[object]) -> Non
 def test_takes_a_data_loader() -> None:
     model, data = net(), torch.utils.data.TensorDataset(torch.cat(BATCHES))
 
-    calibrate_stubs(model, torch.utils.data.DataLoader(data, batch_size=5))
+    calibrate_model(model, torch.utils.data.DataLoader(data, batch_size=5))
 
     assert float(model.stub.scale) == pytest.approx(extremes_of(BATCHES))
 
@@ -73,25 +73,25 @@ def test_refuses_a_loop_that_never_runs_the_model() -> None:
     model = net()
 
     with pytest.raises(CalibrationError, match="never ran the model"):
-        calibrate_stubs(model, lambda given: None)
+        calibrate_model(model, lambda _: None)
 
     assert not model.stub.quantizing
 
 
 def test_refuses_an_empty_data_set() -> None:
     with pytest.raises(CalibrationError, match="never ran the model"):
-        calibrate_stubs(net(), [])
+        calibrate_model(net(), [])
 
 
 def test_refuses_no_loop_at_all() -> None:
     with pytest.raises(CalibrationError, match="1 activations need data"):
-        calibrate_stubs(net(), None)
+        calibrate_model(net(), None)
 
 
 def test_a_model_without_stubs_needs_no_data() -> None:
-    record = calibrate_stubs(nn.Linear(2, 2), None)
+    (record,) = calibrate_model(nn.Linear(2, 2), None)
 
-    assert "nothing to calibrate" in record.notes[0]
+    assert "no activation needs any" in record.notes[0]
 
 
 def test_names_layer_and_batch_of_a_nan() -> None:
@@ -99,7 +99,7 @@ def test_names_layer_and_batch_of_a_nan() -> None:
     poisoned[0, 0] = torch.nan
 
     with pytest.raises(CalibrationError, match="%x, calibration batch 1: 1 NaN"):
-        calibrate_stubs(net(), [BATCHES[0], poisoned])
+        calibrate_model(net(), [BATCHES[0], poisoned])
 
 
 def test_goes_on_after_an_interruption() -> None:
@@ -109,19 +109,19 @@ def test_goes_on_after_an_interruption() -> None:
 
     model = net()
     with pytest.raises(KeyboardInterrupt):
-        calibrate_stubs(model, interrupted())
+        calibrate_model(model, interrupted())
     assert torch.equal(model.stub(BATCHES[0]), BATCHES[0])
 
-    calibrate_stubs(model, BATCHES[2:])
+    calibrate_model(model, BATCHES[2:])
 
     assert float(model.stub.scale) == pytest.approx(extremes_of(BATCHES))
 
 
 def test_a_second_calibration_starts_anew() -> None:
     model = net()
-    calibrate_stubs(model, [100.0 * batch for batch in BATCHES])
+    calibrate_model(model, [100.0 * batch for batch in BATCHES])
 
-    calibrate_stubs(model, BATCHES)
+    calibrate_model(model, BATCHES)
 
     assert float(model.stub.scale) == pytest.approx(extremes_of(BATCHES))
 
@@ -130,7 +130,7 @@ def test_observes_in_eval_mode_and_gives_back_the_mode() -> None:
     model = net().train()
     was_training: list[bool] = []
 
-    calibrate_stubs(model, lambda given: was_training.append(given.training) or given(BATCHES[0]))
+    calibrate_model(model, lambda given: was_training.append(given.training) or given(BATCHES[0]))
 
     assert was_training == [False]
     assert model.training
@@ -139,6 +139,6 @@ def test_observes_in_eval_mode_and_gives_back_the_mode() -> None:
 def test_reports_progress_after_each_pass() -> None:
     seen: list[int] = []
 
-    calibrate_stubs(net(), BATCHES, progress=seen.append)
+    calibrate_model(net(), BATCHES, progress=seen.append)
 
     assert seen == [1, 2, 3]

@@ -105,7 +105,7 @@ def test_weights_are_quantized_as_torch_quantizes_the_folded_weight() -> None:
     model = randomised(Block())
     folded = fuse_conv_bn_eval(model.stem, model.norm)  # pyright: ignore[reportArgumentType]
 
-    converted = convert(quantized(model))
+    converted = convert(quantized(model, config=QuantConfig(bias_correction=False)))
 
     state = converted.state_dict()
     theirs = decomposed().quantize_per_channel.default(
