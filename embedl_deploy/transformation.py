@@ -85,7 +85,7 @@ def transform(
         copy=copy,
         tracer=tracer,
     )
-    return apply_transformation_plan(plan, verify=verify)
+    return apply_transformation_plan(plan, args, kwargs, verify=verify)
 
 
 def get_transformation_plan(
@@ -111,15 +111,26 @@ def get_transformation_plan(
 
 
 def apply_transformation_plan(
-    plan: TransformationPlan, *, verify: bool | Literal["raise"] = False
+    plan: TransformationPlan,
+    args: tuple[object, ...] | None = None,
+    kwargs: Mapping[str, object] | None = None,
+    *,
+    verify: bool | Literal["raise"] = False,
 ) -> TransformationResult:
     """Applies what ``plan`` holds and was not vetoed.
+
+    Args:
+        plan: The plan.
+        args: Example inputs on which ``verify`` runs the whole model; random ones if neither
+            these nor ``kwargs`` are given.
+        kwargs: Example keyword inputs.
+        verify: As for ``transform``.
 
     Raises:
         VerificationError: ``verify="raise"`` and a rewrite moved an output too far.
     """
     matches = tuple(plan.sites())
-    model, report = apply_plan(plan, verify=verify)
+    model, report = apply_plan(plan, verify=verify, args=args, kwargs=kwargs)
     return TransformationResult(model, report, matches)
 
 

@@ -18,8 +18,7 @@ from embedl_deploy.rewriting.pattern import Pattern
 from embedl_deploy.rewriting.records import PassRecord, TransformationReport, site_record
 from embedl_deploy.rewriting.refusal import Refusal
 from embedl_deploy.rewriting.stages import Stage, stages_of
-from embedl_deploy.rewriting.verify import ROLLED_BACK, Verifier
-from embedl_deploy.rewriting.whole_check import WholeCheck
+from embedl_deploy.rewriting.verify import ROLLED_BACK
 
 Progress = Callable[[str, float], None]
 """Told the name of the step that runs and the share that is done, 0 to 1."""
@@ -149,8 +148,22 @@ def make_plan(
     return plan
 
 
-def apply_plan(plan: TransformationPlan) -> tuple[TracedModule, TransformationReport]:
-    """Returns the rewritten copy of ``plan.model`` and the report of what was done."""
+def apply_plan(
+    plan: TransformationPlan,
+    *,
+    verify: bool | Literal["raise"] = False,
+    args: tuple[object, ...] | None = None,
+    kwargs: Mapping[str, object] | None = None,
+) -> tuple[TracedModule, TransformationReport]:
+    """Returns the rewritten copy of ``plan.model`` and the report of what was done.
+
+    With ``verify`` every site is checked, and the whole model on ``args`` and ``kwargs`` (random
+    inputs if neither is given) after each stage; see ``verified.apply_verified``.
+    """
+    if verify:
+        from embedl_deploy.rewriting.verified import apply_verified
+
+        return apply_verified(plan, args, kwargs, raises=verify == "raise")
     unchanged = all(plan.decided.get(site_key(match)) == match.apply for match in plan.sites())
     if plan.scratch is not None and unchanged:
         result, records = plan.scratch, plan.records
@@ -192,9 +205,7 @@ def _run_stage(scratch: TracedModule, stage: Stage, found: list[PatternMatch]) -
     )
 
 
-def _replay(
-    plan: TransformationPlan, result: TracedModule, verify: bool | Literal["raise"]
-) -> tuple[PassRecord, ...]:
+def _replay(plan: TransformationPlan, result: TracedModule) -> tuple[PassRecord, ...]:
     wanted = {site_key(match): match for match in plan.sites()}
     reached: set[SiteKey] = set()
 
@@ -208,23 +219,17 @@ def _replay(
             return None
         return planned.refusal or Refusal("vetoed in the plan", match.root)
 
-    whole = WholeCheck(result, raises=verify == "raise") if verify else None
-    records: list[PassRecord] = []
-    for stage in plan.stages:
-        record = apply_patterns(
-            result,
-            stage.patterns,
-            stage.name,
-            until_fixpoint=stage.until_fixpoint,
-            gate=gate,
-            verify=Verifier(raises=verify == "raise") if verify else None,
+    records = [
+        apply_patterns(
+            result, stage.patterns, stage.name, until_fixpoint=stage.until_fixpoint, gate=gate
         )
-        records.append(whole.after(record, stage.patterns) if whole else record)
+        for stage in plan.stages
+    ]
     lost = [match for key, match in wanted.items() if match.apply and key not in reached]
-    return tuple(_with_lost(record, lost, plan, records) for record in records)
+    return tuple(with_lost(record, lost, plan, records) for record in records)
 
 
-def _with_lost(
+def with_lost(
     record: PassRecord,
     lost: list[PatternMatch],
     plan: TransformationPlan,

@@ -1,0 +1,135 @@
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from embedl_deploy.errors import VerificationError
+from embedl_deploy.graph.distance import relative_error
+from embedl_deploy.patterns import FuseConvNorm, FuseLinearActivation
+from embedl_deploy.rewriting import Chain, Op, Pattern, PatternMatch, Phase
+from embedl_deploy.testing import randomize
+from embedl_deploy.transformation import (
+    apply_transformation_plan,
+    get_transformation_plan,
+    transform,
+)
+
+ATEN = torch.ops.aten
+IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+ROWS = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+
+
+class DropNorm(Pattern):
+    """Wrong: leaves the norm out."""
+
+    phase = Phase.FUSION
+    tree = Chain(conv=nn.Conv2d, norm=nn.BatchNorm2d, act=nn.ReLU)
+
+    def replace(self, match: PatternMatch) -> Node:
+        return match.call_module(nn.ReLU(), match["conv"])
+
+
+class Blocks(nn.Module):
+    """Two blocks of convolution, norm and ReLU, then a difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.conv2, self.norm2 = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(self.conv1(x)).relu()
+        return self.norm2(self.conv2(y)) - y
+
+
+def model() -> nn.Module:
+    return randomize(Blocks()).eval()
+
+
+def test_a_right_rewrite_passes() -> None:
+    original = model()
+
+    result = transform(original, (IMAGE,), patterns=[FuseConvNorm], verify=True)
+
+    assert result.report.applied_count == 2
+    assert result.report.skipped_count == 0
+    assert relative_error(result.model(IMAGE), original(IMAGE)) < 1e-6
+
+
+def test_a_wrong_site_is_rolled_back_and_what_it_overlapped_goes_on() -> None:
+    original = model()
+
+    result = transform(original, (IMAGE,), patterns=[DropNorm, FuseConvNorm], verify=True)
+
+    assert result.report.counts() == {"fuse-conv-norm": 2}
+    (refused,) = [site for site in result.report.refusals() if site.pattern == "drop-norm"]
+    assert refused.reason is not None
+    assert refused.reason.startswith("rolled back")
+    assert relative_error(result.model(IMAGE), original(IMAGE)) < 1e-6
+
+
+def test_raise_names_pattern_node_line_and_values() -> None:
+    message = r"drop-norm at %relu \(.*test_verified.py:\d+\).*\[.*\] became \[.*\]"
+
+    with pytest.raises(VerificationError, match=message):
+        transform(model(), (IMAGE,), patterns=[DropNorm], verify="raise")
+
+
+def test_a_veto_stays_a_veto_under_verification() -> None:
+    plan = get_transformation_plan(model(), (IMAGE,), patterns=[FuseConvNorm])
+    first, _ = plan.sites()
+    first.apply = False
+
+    result = apply_transformation_plan(plan, (IMAGE,), verify=True)
+
+    assert result.report.applied_count == 1
+    (refused,) = result.report.refusals()
+    assert refused.reason == "vetoed in the plan"
+
+
+def _scales_by_one_and_a_half(node: Node) -> bool:
+    return 1.5 in node.args
+
+
+class RoundsDown(Pattern):
+    """Each site moves its output by less than it promises; three in a row by more."""
+
+    phase = Phase.FUSION
+    tree = Chain(scale=Op(ATEN.mul.Tensor, where=_scales_by_one_and_a_half))
+    tolerance = 1e-2
+
+    def replace(self, match: PatternMatch) -> Node:
+        return match.call_function(ATEN.mul.Tensor, match.root.args[0], 1.512)
+
+
+class Scales(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x * 1.5).sin() + x.cos() * 1.5).exp() * 2.0
+
+
+def test_sites_that_fail_only_together_are_rolled_back_together() -> None:
+    rows = torch.full((4, 6), 0.7)
+
+    result = transform(Scales().eval(), (rows,), patterns=[RoundsDown], verify=True)
+
+    reasons = [site.reason or "" for site in result.report.refusals()]
+    assert len(reasons) == 2
+    assert all("together with rounds-down" in reason for reason in reasons)
+    assert torch.equal(result.model(rows), Scales()(rows))
+
+
+def test_the_users_inputs_are_left_as_they_were() -> None:
+    image = IMAGE.clone()
+
+    transform(model(), (image,), patterns=[FuseConvNorm, FuseLinearActivation], verify=True)
+
+    assert torch.equal(image, IMAGE)
+
+
+def test_reports_are_equal_with_and_without_verification_where_all_is_right() -> None:
+    plain = transform(model(), (IMAGE,), patterns=[FuseConvNorm])
+    checked = transform(model(), (IMAGE,), patterns=[FuseConvNorm], verify=True)
+
+    assert [str(site) for site in plain.report.applied_sites()] == [
+        str(site) for site in checked.report.applied_sites()
+    ]
