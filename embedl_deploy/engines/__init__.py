@@ -3,5 +3,28 @@
 from embedl_deploy.engines.config import EngineConfig
 from embedl_deploy.engines.eager import EagerEngine, EagerEngineConfig
 from embedl_deploy.engines.engine import Engine, EngineState
+from embedl_deploy.engines.inductor import InductorEngine, InductorEngineConfig
+from embedl_deploy.engines.inductor_build import count_int8_kernels
 
-__all__ = ["EagerEngine", "EagerEngineConfig", "Engine", "EngineConfig", "EngineState"]
+# The names that users of other tuning tools come with.
+Backend = Engine
+BackendConfig = EngineConfig
+BackendState = EngineState
+TorchInductorBackend = InductorEngine
+TorchInductorBackendConfig = InductorEngineConfig
+
+__all__ = [
+    "Backend",
+    "BackendConfig",
+    "BackendState",
+    "EagerEngine",
+    "EagerEngineConfig",
+    "Engine",
+    "EngineConfig",
+    "EngineState",
+    "InductorEngine",
+    "InductorEngineConfig",
+    "TorchInductorBackend",
+    "TorchInductorBackendConfig",
+    "count_int8_kernels",
+]

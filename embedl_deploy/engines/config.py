@@ -49,7 +49,8 @@ class EngineConfig:
         unknown = [name for name in values if name not in known]
         if unknown:
             raise ValueError(
-                f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+                f"{cls.__name__} has no field {', '.join(unknown)}; "
+                f"it has {', '.join(sorted(known))}"
             )
         return cls(**{name: _from_json(value) for name, value in values.items()})
 
@@ -64,7 +65,10 @@ class EngineConfig:
 
 
 def _default(field: "object") -> object:
-    default, factory = getattr(field, "default", MISSING), getattr(field, "default_factory", MISSING)
+    default, factory = (
+        getattr(field, "default", MISSING),
+        getattr(field, "default_factory", MISSING),
+    )
     if default is not MISSING:
         return default
     return factory() if callable(factory) else MISSING

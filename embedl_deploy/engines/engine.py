@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import nn
@@ -50,9 +50,6 @@ class Engine(ABC):
     device_types: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     """The device types that the engine can build for."""
 
-    is_jit: ClassVar[bool] = False
-    """Whether the engine compiles at its first call, in the process that runs it."""
-
     STATE_ENGINE: ClassVar[str] = "engine"
     """Key of a saved state: the class that saved it."""
 
@@ -88,6 +85,11 @@ class Engine(ABC):
     def is_active(self) -> bool:
         """Whether ``infer`` may be called."""
         return self._state in (EngineState.ACTIVE, EngineState.DEPLOYED)
+
+    @property
+    def is_jit(self) -> bool:
+        """Whether the engine compiles in the process that runs it, so that nothing is saved."""
+        return False
 
     @property
     def device(self) -> torch.device | None:
@@ -202,7 +204,7 @@ class Engine(ABC):
         config, device = state.get(cls.STATE_CONFIG), state.get(cls.STATE_DEVICE)
         if not isinstance(config, Mapping) or not isinstance(device, str):
             raise ValueError(f"the state of {cls.__name__} lacks its configuration or its device")
-        engine = cls(cls.config_class.from_dict({str(k): v for k, v in config.items()}))
+        engine = cls(cls.config_class.from_dict(cast("Mapping[str, object]", config)))
         engine._device = torch.device(device)
         engine._load(module, state)
         engine._state = EngineState.CHECKPOINT_LOADED
