@@ -75,16 +75,9 @@ def transform(
         RuntimeError: Neither ``patterns`` nor ``backend`` is given and no backend is active.
         VerificationError: ``verify="raise"`` and a rewrite moved an output too far.
     """
-    plan = get_transformation_plan(
-        model,
-        args,
-        kwargs,
-        patterns=patterns,
-        backend=backend,
-        dynamic_shapes=dynamic_shapes,
-        copy=copy,
-        tracer=tracer,
-    )
+    chosen, name = _patterns(patterns, backend)
+    traced = _traced(model, args, kwargs, dynamic_shapes, tracer, copy=copy)
+    plan = make_plan(traced, chosen, name, careful=bool(verify))
     return apply_transformation_plan(plan, args, kwargs, verify=verify)
 
 
@@ -104,9 +97,7 @@ def get_transformation_plan(
     Args and errors are those of ``transform``.
     """
     chosen, name = _patterns(patterns, backend)
-    _require_eval(model)
-    traced = trace(model, args, kwargs, dynamic_shapes=dynamic_shapes, tracer=tracer, copy=copy)
-    _require_eval_layers(traced)
+    traced = _traced(model, args, kwargs, dynamic_shapes, tracer, copy=copy)
     return make_plan(traced, chosen, name)
 
 
@@ -143,6 +134,21 @@ def _patterns(
     if patterns is not None:
         return patterns, chosen.name
     return (*chosen.conversion_patterns, *chosen.fusion_patterns), chosen.name
+
+
+def _traced(
+    model: nn.Module | ExportedProgram,
+    args: tuple[object, ...] | None,
+    kwargs: Mapping[str, object] | None,
+    dynamic_shapes: object | None,
+    tracer: Literal["auto", "export", "fx"],
+    *,
+    copy: bool,
+) -> GraphModule:
+    _require_eval(model)
+    traced = trace(model, args, kwargs, dynamic_shapes=dynamic_shapes, tracer=tracer, copy=copy)
+    _require_eval_layers(traced)
+    return traced
 
 
 def _require_eval(model: object) -> None:

@@ -121,15 +121,17 @@ def make_plan(
     backend: str | None = None,
     *,
     kind: type[TransformationPlan] = TransformationPlan,
+    careful: bool = False,
 ) -> TransformationPlan:
     """Runs the stages of ``patterns`` on a scratch copy of a traced graph and keeps every match.
 
-    The graph itself is not changed; the scratch copy shares its tensors.
+    The graph itself is not changed; the scratch copy shares its tensors. With ``careful`` these
+    are copied before each rewrite, so that a pattern that changes them can be refused.
     """
     scratch = structural_copy(model, deferred=True)
     stages = stages_of(patterns)
     found: list[PatternMatch] = []
-    records = tuple(_run_stage(scratch, stage, found) for stage in stages)
+    records = tuple(_run_stage(scratch, stage, found, careful=careful) for stage in stages)
     own_nodes = {
         scope + stable_name(node): node
         for scope, part in graphs_of(model)
@@ -195,14 +197,24 @@ def finished(
     return result.finish(), report
 
 
-def _run_stage(scratch: TracedModule, stage: Stage, found: list[PatternMatch]) -> PassRecord:
+def _run_stage(
+    scratch: TracedModule, stage: Stage, found: list[PatternMatch], *, careful: bool
+) -> PassRecord:
     return apply_patterns(
         scratch,
         stage.patterns,
         stage.name,
         until_fixpoint=stage.until_fixpoint,
         matches=found,
+        verify=_accept if careful else None,
     )
+
+
+def _accept(
+    match: PatternMatch, made: tuple[Node, ...], outputs: Mapping[Node, Node]
+) -> Refusal | None:
+    """A check that takes any replacement; the engine's own checks still run."""
+    del match, made, outputs
 
 
 def _replay(plan: TransformationPlan, result: TracedModule) -> tuple[PassRecord, ...]:

@@ -18,6 +18,7 @@ from embedl_deploy.graph.values import same_value, value_text
 from embedl_deploy.rewriting.edit import Edit
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.refusal import Refusal
+from embedl_deploy.rewriting.tensor_guard import TensorGuard
 from embedl_deploy.rewriting.verify import Check
 from embedl_deploy.rewriting.workspace import Workspace
 
@@ -58,16 +59,17 @@ def apply_match(
         return late
     edit.move_up(late)
     size = len(match.root.graph.nodes)
+    guard = TensorGuard(match, keeps=verify is not None)
     match.builder = edit
     outputs: dict[Node, Node] = {}
     workspace.graph_module._register_create_node_hook(edit.created.append)
     try:
         replacement = match.pattern.replace(match)
         outputs = {match.root: replacement} if isinstance(replacement, Node) else replacement
-        refusal = _objection(match, edit, outputs, size)
+        refusal = guard.objection() or _objection(match, edit, outputs, size)
         if refusal is None and verify is not None:
             refusal = verify(match, tuple(edit.nodes), outputs)
-    except VerificationError:
+    except (VerificationError, PatternError):
         edit.undo()
         raise
     except Exception as error:

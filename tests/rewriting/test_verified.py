@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from embedl_deploy.errors import VerificationError
+from embedl_deploy.errors import PatternError, VerificationError
 from embedl_deploy.graph.distance import relative_error
 from embedl_deploy.patterns import FuseConvNorm, FuseLinearActivation
 from embedl_deploy.rewriting import Chain, Op, Pattern, PatternMatch, Phase
@@ -27,6 +27,27 @@ class DropNorm(Pattern):
 
     def replace(self, match: PatternMatch) -> Node:
         return match.call_module(nn.ReLU(), match["conv"])
+
+
+class ScaleInPlace(Pattern):
+    """Wrong: folds the norm's scale into the weight of the user's own convolution."""
+
+    phase = Phase.FUSION
+    tree = Chain(conv=nn.Conv2d, norm=nn.BatchNorm2d)
+
+    def replace(self, match: PatternMatch) -> Node:
+        conv = match.module("conv", nn.Conv2d)
+        conv.weight.data.mul_(2.0)
+        return match.call_module(conv, match["conv"].args[0])
+
+
+class ScaleInPlaceByTorch(ScaleInPlace):
+    """The same, in a way that torch takes note of."""
+
+    def replace(self, match: PatternMatch) -> Node:
+        with torch.no_grad():
+            match.module("conv", nn.Conv2d).weight.mul_(2.0)
+        return match["conv"]
 
 
 class Blocks(nn.Module):
@@ -116,6 +137,22 @@ def test_sites_that_fail_only_together_are_rolled_back_together() -> None:
     assert len(reasons) == 2
     assert all("together with rounds-down" in reason for reason in reasons)
     assert torch.equal(result.model(rows), Scales()(rows))
+
+
+def test_a_change_of_the_users_own_parameters_is_taken_back() -> None:
+    original = model()
+    before = original(IMAGE)
+
+    result = transform(original, (IMAGE,), patterns=[ScaleInPlace], verify=True)
+
+    assert result.report.applied_count == 0
+    assert all("changed conv" in (site.reason or "") for site in result.report.refusals())
+    assert torch.equal(original(IMAGE), before)
+
+
+def test_without_verification_a_change_of_parameters_is_an_error() -> None:
+    with pytest.raises(PatternError, match=r"scale-in-place-by-torch at %norm1.*conv1.weight"):
+        transform(model(), (IMAGE,), patterns=[ScaleInPlaceByTorch])
 
 
 def test_the_users_inputs_are_left_as_they_were() -> None:
