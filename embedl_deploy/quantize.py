@@ -1,6 +1,6 @@
 """Quantizing a model: its precisions, and the steps from a float graph to an int8 one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -14,12 +14,14 @@ from embedl_deploy.passes.calibration import ForwardLoop, Progress, calibrate_mo
 from embedl_deploy.passes.integer_conversion import convert
 from embedl_deploy.passes.quantization import (
     Matches,
+    find_matches,
     fix_weight_scales,
     own_modules,
     quantize_graph,
     report_stages,
 )
 from embedl_deploy.passes.skip_rules import named_rules
+from embedl_deploy.passes.smoothing import smooth_graph
 from embedl_deploy.quantization import (
     CalibrationMethod,
     ModulesToSkip,
@@ -30,6 +32,7 @@ from embedl_deploy.quantization import (
     TensorQuantConfig,
     WeightFakeQuantize,
 )
+from embedl_deploy.rewriting import PassRecord
 from embedl_deploy.rewriting.backend import Backend
 from embedl_deploy.transformation import transform
 
@@ -95,6 +98,12 @@ def quantize(
     graph = _transformed(model, args, kwargs, chosen)
     if isinstance(model, nn.Module):
         config = replace(config, skip=named_rules(config.skip, model))
+    smoothed: tuple[PassRecord, ...] = ()
+    if config.smooth is not None and forward_loop is not None:
+        if isinstance(forward_loop, Iterator):
+            forward_loop = list(forward_loop)  # it is gone through twice
+        sites = find_matches(graph, chosen.smooth_patterns)
+        smoothed = (smooth_graph(graph, sites, config, forward_loop),)
     inserted = quantize_graph(graph, None, config, chosen)
     graph.recompile()
     calibrated = calibrate_model(
@@ -102,7 +111,7 @@ def quantize(
     )
     if freeze_weights:
         fix_weight_scales(graph)
-    report_stages(graph, chosen, (inserted, *calibrated))
+    report_stages(graph, chosen, (*smoothed, inserted, *calibrated))
     return graph
 
 

@@ -10,7 +10,7 @@ from embedl_deploy.backends.lattice import LATTICE
 from embedl_deploy.backends.tensorrt import TENSORRT
 from embedl_deploy.errors import CalibrationError, PreconditionError, QuantizationError
 from embedl_deploy.graph import graph_text, record_of
-from embedl_deploy.passes.quantization import find_quantized
+from embedl_deploy.passes.quantization import find_matches
 from embedl_deploy.patterns.quantized import QuantizeConv, QuantizeLinear
 from embedl_deploy.quantize import (
     ModulesToSkip,
@@ -120,7 +120,7 @@ def test_the_steps_give_what_quantize_gives() -> None:
 
 def test_insert_qdq_takes_matches_and_their_vetoes() -> None:
     fused = transform(residual(), (IMAGE,), backend=INDUCTOR).model
-    matches = find_quantized(fused, (QuantizeConv, QuantizeLinear))
+    matches = find_matches(fused, (QuantizeConv, QuantizeLinear))
     matches[0].apply = False
 
     inserted = insert_qdq(fused, matches, backend=INDUCTOR)

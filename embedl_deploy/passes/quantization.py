@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 
 from embedl_deploy.errors import PlanError, QuantizationError
 from embedl_deploy.graph.record import record_of
-from embedl_deploy.graph.traced_module import TracedModule
+from embedl_deploy.graph.traced_module import TracedModule, with_own_modules
 from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.passes.insertion import accepted_dtypes, insert_quantizers
 from embedl_deploy.quantization.config import QuantConfig
@@ -31,17 +31,13 @@ Matches = Sequence[PatternMatch] | Mapping[object, Mapping[object, PatternMatch]
 
 def own_modules(graph_module: GraphModule) -> GraphModule:
     """Returns a copy with module objects of its own around the same parameters."""
-    memo: dict[int, object] = {id(parameter): parameter for parameter in graph_module.parameters()}
-    result = copy.deepcopy(graph_module, memo)
-    if isinstance(result, TracedModule):
-        result.shares_parameters = True
-    return result
+    return with_own_modules(graph_module)
 
 
-def find_quantized(
+def find_matches(
     graph_module: GraphModule, patterns: Sequence[type[Pattern] | Pattern]
 ) -> tuple[PatternMatch, ...]:
-    """Returns every place where a quantized pattern fits, in graph order; changes nothing."""
+    """Returns every place where one of the patterns fits, in graph order; changes nothing."""
     index = Workspace(graph_module).index
     found = [
         match
@@ -67,7 +63,7 @@ def quantize_graph(
             f"backend {backend.name!r} has no kernels for {' and '.join(unknown)}"
         )
     if matches is None:
-        matches = find_quantized(graph_module, backend.quantized_patterns)
+        matches = find_matches(graph_module, backend.quantized_patterns)
     here = tuple(_transferred(match, graph_module) for match in _in_a_row(matches))
     return insert_quantizers(graph_module, here, config, placement)
 

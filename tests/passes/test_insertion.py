@@ -7,7 +7,7 @@ from embedl_deploy.errors import PatternError
 from embedl_deploy.graph import module_of
 from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.passes.insertion import insert_quantizers
-from embedl_deploy.passes.quantization import find_quantized
+from embedl_deploy.passes.quantization import find_matches
 from embedl_deploy.patterns.quantized import QuantizeConv, QuantizeLinear
 from embedl_deploy.quantization import (
     Decision,
@@ -57,7 +57,7 @@ def inserted(
 ) -> tuple[GraphModule, PassRecord]:
     graph = trace(model.eval(), (example,))
     record = insert_quantizers(
-        graph, find_quantized(graph, patterns), config or QuantConfig(), placement or Placement()
+        graph, find_matches(graph, patterns), config or QuantConfig(), placement or Placement()
     )
     graph.graph.lint()
     graph.recompile()
@@ -196,7 +196,7 @@ def test_weight_only_places_no_stub() -> None:
 
 def test_a_vetoed_match_is_left_alone() -> None:
     graph = trace(Branches().eval(), (ROWS,))
-    matches = find_quantized(graph, (QuantizeLinear,))
+    matches = find_matches(graph, (QuantizeLinear,))
     matches[0].apply = False
 
     record = insert_quantizers(graph, matches, QuantConfig(), Placement())

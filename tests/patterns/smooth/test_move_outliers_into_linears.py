@@ -1,0 +1,156 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from embedl_deploy.backends.inductor import INDUCTOR
+from embedl_deploy.graph import record_of
+from embedl_deploy.passes.quantization import find_matches
+from embedl_deploy.patterns.smooth import MoveOutliersIntoLinears
+from embedl_deploy.quantize import (
+    ModulesToSkip,
+    QuantConfig,
+    SmoothQuantConfig,
+    TensorQuantConfig,
+    quantize,
+)
+from embedl_deploy.rewriting import PassRecord, TransformationReport
+from embedl_deploy.tracing import trace
+
+ROWS = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Encoder(nn.Module):
+    """A norm with two outlier channels, read by two linear layers."""
+
+    def __init__(self, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm = norm or nn.LayerNorm(16)
+        if getattr(self.norm, "weight", None) is not None:
+            self.norm.weight.data[:2] = torch.tensor([60.0, -90.0])
+        self.query = nn.Linear(16, 8)
+        self.key = nn.Linear(16, 8)
+        for layer in (self.query, self.key):
+            layer.weight.data[:, :2] *= 0.05
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return self.query(y) * self.key(y)
+
+
+class ReadTwice(Encoder):
+    """The norm is added to the result, as in a post-norm transformer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return self.query(y) * self.key(y) + y.sum()
+
+
+class CalledTwice(Encoder):
+    """One layer reads two tensors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.query(self.norm(x)) + self.query(x)
+
+
+class Tied(Encoder):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key.weight = self.query.weight
+
+
+def smoothed(
+    model: nn.Module, skip: ModulesToSkip | None = None, search: bool = True
+) -> tuple[nn.Module, PassRecord]:
+    config = QuantConfig(
+        smooth=SmoothQuantConfig(search=search), skip=skip or ModulesToSkip(), bias_correction=False
+    )
+    result = quantize(model.eval(), (ROWS,), config, forward_loop=[ROWS], backend=INDUCTOR)
+    report = record_of(result).report
+    assert isinstance(report, TransformationReport)
+    return result, next(record for record in report.passes if record.name == "smooth")
+
+
+def error(found: nn.Module, model: nn.Module) -> float:
+    with torch.no_grad():
+        return float((found(ROWS) - model(ROWS)).norm() / model(ROWS).norm())
+
+
+def plain(model: nn.Module) -> nn.Module:
+    config = QuantConfig(bias_correction=False)
+    return quantize(model.eval(), (ROWS,), config, forward_loop=[ROWS], backend=INDUCTOR)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(16), nn.RMSNorm(16)])
+@pytest.mark.parametrize("search", [True, False])
+def test_outliers_cost_less_after_smoothing(norm: nn.Module, search: bool) -> None:
+    model = Encoder(norm)
+
+    found, record = smoothed(model, search=search)
+
+    assert [site.pattern for site in record.applied] == ["move-outliers-into-linears"]
+    assert error(found, model) < 0.6 * error(plain(model), model)
+
+
+def test_the_function_itself_is_unchanged_and_so_is_the_model() -> None:
+    model = Encoder()
+    before = model.norm.weight.clone()
+    config = QuantConfig(
+        activation=None,
+        weight=TensorQuantConfig(per_channel=True),
+        smooth=SmoothQuantConfig(search=False),
+    )
+
+    found = quantize(model.eval(), (ROWS,), config, forward_loop=[ROWS], backend=INDUCTOR)
+    for module in found.modules():
+        if hasattr(module, "weight_fake_quant"):
+            module.weight_fake_quant = None  # pyright: ignore[reportAttributeAccessIssue]
+
+    assert error(found, model) < 1e-5
+    assert not torch.equal(found.get_parameter("norm.weight"), before)
+    assert torch.equal(model.norm.weight, before)
+
+
+def test_smoothing_is_left_out_where_it_does_not_help() -> None:
+    model = Encoder()
+    model.norm.weight.data.fill_(1.0)
+    model.query.weight.data.fill_(0.1)
+    model.key.weight.data.fill_(0.1)
+
+    _, record = smoothed(model)
+
+    assert [site.reason for site in record.refused] == ["no strength leaves less error than none"]
+
+
+@pytest.mark.parametrize(
+    ("model", "because"),
+    [
+        (ReadTwice(), "reads the norm too"),
+        (Encoder(nn.LayerNorm(16, elementwise_affine=False)), "no gain to fold factors into"),
+        (CalledTwice(), "called more than once"),
+        (Tied(), "tied to another parameter"),
+    ],
+)
+def test_refuses_with_the_reason(model: nn.Module, because: str) -> None:
+    _, record = smoothed(model)
+
+    assert not record.applied
+    assert [because in str(site.reason) for site in record.refused] == [True]
+
+
+@pytest.mark.parametrize("rule", [nn.LayerNorm, "norm", "query"])
+def test_skip_rules_leave_a_site_alone(rule: type[nn.Module] | str) -> None:
+    _, record = smoothed(Encoder(), ModulesToSkip(smooth={rule}))
+
+    assert not record.applied
+    assert "skip.smooth names it" in str(record.refused[0].reason)
+
+
+def test_finds_one_site_per_norm() -> None:
+    graph = trace(Encoder().eval(), (ROWS,))
+
+    matches = find_matches(graph, (MoveOutliersIntoLinears,))
+
+    assert [match["norm"].name for match in matches] == ["norm"]
