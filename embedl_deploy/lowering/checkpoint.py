@@ -24,6 +24,7 @@ from embedl_deploy.lowering.lowered_module import LoweredModule
 from embedl_deploy.lowering.report_file import report_from_json, report_to_json
 from embedl_deploy.lowering.signature_file import signature_from_json, signature_to_json
 from embedl_deploy.lowering.stitch import Piece
+from embedl_deploy.lowering.template_file import template_from_json, template_to_json
 from embedl_deploy.lowering.tensor_file import tensors_from_bytes, tensors_to_bytes
 
 FORMAT = "embedl_deploy.lowered"
@@ -64,6 +65,7 @@ def save_lowered(model: LoweredModule, path: Path) -> None:
         "fallback": model.fallback,
         "graph": graph,
         "signature": signature_to_json(assembly.core.signature),
+        "template": template_to_json(assembly.core.template),
         "steps": [[name, engine, list(nodes)] for name, engine, nodes in assembly.steps_by_name()],
         "engines": {
             name: _engine_to_json(slot, f"engines/{name}", files)
@@ -181,7 +183,8 @@ def _core(
         raise CheckpointError(
             f"the saved graph takes {taken} values, its signature passes {len(signature.arguments)}"
         )
-    return CoreGraph(module, signature, ())
+    template = template_from_json(manifest.get("template"), classes)
+    return CoreGraph(module, signature, (), template)
 
 
 def _steps(data: Json) -> list[tuple[str, str, list[str]]]:

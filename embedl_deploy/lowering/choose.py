@@ -16,8 +16,10 @@ from embedl_deploy.errors import EmbedlDeployError
 from embedl_deploy.lowering.assembly import EngineSlot
 from embedl_deploy.lowering.measure import Fidelity, fidelity_of, time_interleaved
 from embedl_deploy.lowering.memory_format import format_of, in_format
+from embedl_deploy.lowering.piece_spec import spec_of
 from embedl_deploy.lowering.planning import describe_piece
 from embedl_deploy.lowering.report import FailedBuild, Measurement, SubgraphReport
+from embedl_deploy.lowering.signature import SymbolRange
 from embedl_deploy.lowering.stitch import Piece
 
 Choose = Literal["first", "measure"]
@@ -45,6 +47,8 @@ class BuildSettings:
     """With ``choose="measure"``: seconds after which no further candidate is built."""
 
     progress: Progress | None = None
+    symbols: Mapping[str, SymbolRange] = field(default_factory=dict[str, SymbolRange])
+    """The declared ranges of the sizes that vary."""
 
     def say(self, line: str) -> None:
         if self.progress is not None:
@@ -137,7 +141,7 @@ def _built_candidates(
         settings.say(f"building {piece.subgraph.name} with {label}")
         began = time.perf_counter()
         try:
-            engine = _built_engine(engines[label], piece, examples, settings.cache_dir)
+            engine = _built_engine(engines[label], piece, examples, settings)
             with torch.no_grad():
                 outputs = engine.infer(*examples)
             fidelity = fidelity_of(list(outputs), references)
@@ -154,10 +158,11 @@ def _built_candidates(
 
 
 def _built_engine(
-    prototype: Engine, piece: Piece, examples: tuple[object, ...], cache_dir: Path | None
+    prototype: Engine, piece: Piece, examples: tuple[object, ...], settings: BuildSettings
 ) -> Engine:
     engine = type(prototype)(prototype.config)
-    return engine.build(piece.module, None, [examples], device_of(examples), cache_dir)
+    spec = spec_of(piece, settings.symbols)
+    return engine.build(piece.module, spec, [examples], device_of(examples), settings.cache_dir)
 
 
 def device_of(values: Sequence[object]) -> torch.device:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import SymBool, SymFloat, SymInt, Tensor
@@ -42,6 +43,7 @@ from embedl_deploy.lowering.structure import (
     structure_of,
     take_apart,
 )
+from embedl_deploy.tracing.structures import Template, pack
 
 _CHECKS = (
     torch.ops.aten._assert_tensor_metadata.default,
@@ -61,6 +63,9 @@ class CoreGraph:
     signature: Signature
     examples: tuple[object, ...]
     """The example arguments of ``module``."""
+
+    template: Template | None = None
+    """How outputs of classes that pytree does not know are rebuilt."""
 
 
 def core_of(
@@ -82,6 +87,8 @@ def core_of(
     Raises:
         LoweringError: The example arguments do not have the structure of the traced ones.
     """
+    packed, _ = pack((tuple(args), dict(kwargs)))
+    args, kwargs = cast("tuple[tuple[object, ...], dict[str, object]]", packed)
     parameters, output = _parameters(graph_module, args, kwargs, python_signature)
     examples = _example_leaves(parameters, args, kwargs)
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
@@ -109,7 +116,9 @@ def core_of(
         symbol_sources=symbol_sources(inputs),
     )
     values = tuple(examples[index][1] for index in builder.used)
-    return CoreGraph(builder.module, signature, values)
+    template: object = getattr(graph_module.graph._codegen, "outputs", None)
+    assert template is None or isinstance(template, Template)
+    return CoreGraph(builder.module, signature, values, template)
 
 
 def _flat_output(is_tuple: bool, outputs: Sequence[OutputLeaf]) -> Structure:

@@ -3,8 +3,9 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -14,6 +15,7 @@ from embedl_deploy.lowering.assembly import Assembly
 from embedl_deploy.lowering.binding import write_forward
 from embedl_deploy.lowering.guards import explain, python_signature
 from embedl_deploy.lowering.report import FallbackCounts, LoweringReport
+from embedl_deploy.tracing.structures import Template, pack, unpack
 
 
 class LoweredModule(nn.Module):
@@ -45,9 +47,10 @@ class LoweredModule(nn.Module):
         for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             own[name].update(assembly.core.module.__dict__[name])
         run, own["_stitched"] = assembly.runner(report.fallback_counts, fallback)
-        own["forward"], self.generated_source = write_forward(
-            assembly.core.signature, run, self._refuse
+        written, self.generated_source = write_forward(
+            assembly.core.signature, run, self._without_classes
         )
+        own["forward"] = _rebuilding(written, assembly.core.template)
         super().train(False)
 
     def forward(self, *args: object, **kwargs: object) -> object:
@@ -121,12 +124,17 @@ class LoweredModule(nn.Module):
             "the graph and lower it again"
         )
 
-    def _refuse(self, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
-        """Says why a guard failed."""
-        error = explain(self.assembly.core.signature, args, kwargs)
-        if error is None:
+    def _without_classes(self, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
+        """Takes apart inputs of classes that pytree does not know, or says why a guard failed."""
+        packed, template = pack((tuple(args), dict(kwargs)))
+        plain = cast("tuple[tuple[object, ...], dict[str, object]]", packed)
+        error = explain(self.assembly.core.signature, *plain)
+        if error is not None:
+            raise error
+        if template is None:
             raise LoweringError("a guard failed on an input that fits: please report this")
-        raise error
+        written: Callable[..., object] = self.__dict__["forward"]
+        return getattr(written, "__wrapped__", written)(*plain[0], **plain[1])
 
     def __deepcopy__(self, memo: dict[int, object]) -> "LoweredModule":
         report = replace(self.report, fallback_counts=FallbackCounts())
@@ -142,3 +150,15 @@ class LoweredModule(nn.Module):
         lines = [f"{name}: {engine}" for name, engine in engines.items()]
         lines.append(f"eager: {len(self.report.eager_nodes)} nodes")
         return "\n".join(lines)
+
+
+def _rebuilding(written: Callable[..., object], template: Template | None) -> Callable[..., object]:
+    """Returns ``written``, or where outputs are of classes of the user's, what rebuilds them."""
+    if template is None:
+        return written
+
+    @wraps(written)
+    def forward(*args: object, **kwargs: object) -> object:
+        return unpack(written(*args, **kwargs), template)
+
+    return forward

@@ -161,6 +161,7 @@ def _build_all(
 ) -> list[Built]:
     """Builds every piece that is not known already, each on its own example inputs."""
     values = boundary_values(cut_graph.core.module, pieces, cut_graph.core.examples)
+    settings = replace(settings, symbols=cut_graph.core.signature.symbols)
     takers, engines = cut_graph.candidates.takers, cut_graph.candidates.engines
     built: list[Built] = []
     for piece in pieces:

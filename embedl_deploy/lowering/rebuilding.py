@@ -12,9 +12,10 @@ from embedl_deploy.errors import CheckpointError
 from embedl_deploy.lowering.assembly import Assembly
 from embedl_deploy.lowering.candidates import Assignment
 from embedl_deploy.lowering.core_graph import CoreGraph
-from embedl_deploy.lowering.expressions import evaluate, linear_in
+from embedl_deploy.lowering.expressions import evaluate
 from embedl_deploy.lowering.lowered_module import LoweredModule
-from embedl_deploy.lowering.signature import Result, Signature, SizeInput, SymbolRange, TensorInput
+from embedl_deploy.lowering.piece_spec import declared_size, dim_of
+from embedl_deploy.lowering.signature import Result, Signature, SizeInput, TensorInput
 from embedl_deploy.lowering.units import is_step
 
 Lower = Callable[[GraphModule, tuple[object, ...], object], LoweredModule]
@@ -38,7 +39,7 @@ def rebuild(core: CoreGraph, lower: Lower) -> LoweredModule:
     )
     if not whole:
         raise CheckpointError("the saved graph no longer computes what its signature promises")
-    outer = CoreGraph(assembly.core.module, signature, assembly.core.examples)
+    outer = replace(core, module=assembly.core.module, examples=assembly.core.examples)
     return LoweredModule(replace(assembly, core=outer), inner.report, fallback=inner.fallback)
 
 
@@ -87,27 +88,13 @@ def _dynamic_shapes(signature: Signature) -> tuple[object, ...] | None:
     """Returns ``dynamic_shapes`` for the graph's arguments; None if every size is fixed."""
     if not signature.symbols:
         return None
-    dims = {name: _dim(name, known) for name, known in signature.symbols.items()}
+    dims = {name: dim_of(name, known) for name, known in signature.symbols.items()}
     return tuple(_declared(signature.inputs[index], dims) for index in signature.arguments)
-
-
-def _dim(name: str, known: SymbolRange) -> Dim:
-    return Dim(name, min=known.lower, max=known.upper)
 
 
 def _declared(leaf: object, dims: Mapping[str, Dim]) -> object:
     if isinstance(leaf, SizeInput):
         return Dim.DYNAMIC
     assert isinstance(leaf, TensorInput)
-    declared: dict[int, object] = {}
-    for dimension, size in enumerate(leaf.shape):
-        linear = None if isinstance(size, int) else linear_in(size)
-        if linear is not None:
-            symbol, factor, offset = linear
-            declared[dimension] = _scaled(dims[symbol], factor, offset)
-    return declared
-
-
-def _scaled(dim: object, factor: int, offset: int) -> object:
-    scaled = dim if factor == 1 else factor * dim  # type: ignore[operator]  # a derived Dim
-    return scaled if offset == 0 else scaled + offset  # type: ignore[operator]
+    sizes = {d: declared_size(size, dims) for d, size in enumerate(leaf.shape)}
+    return {d: size for d, size in sizes.items() if size is not None}

@@ -2,6 +2,8 @@ import copy
 import pickle
 import threading
 import timeit
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -9,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from embedl_deploy.deployment import lower
+from embedl_deploy.deployment import load_lowered, lower
 from embedl_deploy.engines.recording import RecordingConfig, RecordingEngine
-from embedl_deploy.errors import InputError, LoweringError
+from embedl_deploy.errors import CheckpointError, InputError, LoweringError
 from embedl_deploy.lowering import LoweredModule
 
 BATCH = Dim("batch", min=1, max=64)
@@ -286,6 +288,36 @@ def test_four_threads_get_their_own_rows() -> None:
         thread.join()
 
     assert wrong == []
+
+
+@dataclass
+class State:
+    """Unknown to pytree."""
+
+    hidden: Tensor
+    step: int = 1
+
+
+class Cell(nn.Module):
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        hidden = torch.tanh(x + state.hidden) * state.step
+        return hidden.sum(), State(hidden, state.step)
+
+
+def test_classes_that_pytree_does_not_know_go_in_and_come_out(tmp_path: Path) -> None:
+    x, state = torch.randn(3), State(torch.randn(3), 2)
+    cell = Cell().eval()
+    lowered = lower(cell, (x, state), engines="eager")
+    lowered.save(tmp_path / "cell.lowered")
+
+    loaded = load_lowered(tmp_path / "cell.lowered", classes=[State])
+
+    expected = cell(x, state)
+    for output in (lowered(x, state), loaded(x, state)):
+        assert type(output[1]) is State
+        torch.testing.assert_close((output[0], output[1].hidden), (expected[0], expected[1].hidden))
+    with pytest.raises(CheckpointError, match=r"State: give the class to load"):
+        load_lowered(tmp_path / "cell.lowered")
 
 
 class Many(nn.Module):
