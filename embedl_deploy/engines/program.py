@@ -56,6 +56,7 @@ def flat_program(
             "cannot build ahead of time: inputs or outputs hold classes that torch's pytree does "
             "not know; register them, or lower the traced graph"
         )
+    _admit_declared(exported.program)
     return _without_asserts(_unlifted(exported.program))
 
 
@@ -76,6 +77,16 @@ def form_of(program: GraphModule, sample: Sample) -> CallForm:
     outputs = cast("TreeSpec | None", getattr(program, "_out_spec", None))
     assert outputs is not None, "an exported program knows the structure of its outputs"
     return call_form(inputs, outputs, forms)
+
+
+def _admit_declared(program: ExportedProgram) -> None:
+    """Lets the recorded sizes be as small as declared: export assumes 2 or more as it traces."""
+    for node in program.graph.find_nodes(op="placeholder"):
+        value: object = node.meta.get("val")
+        for size in value.shape if isinstance(value, Tensor) else ():
+            if isinstance(size, SymInt):
+                size.node.shape_env.var_to_range.update(program.range_constraints)
+                return
 
 
 def _unlifted(program: ExportedProgram) -> GraphModule:
