@@ -41,7 +41,8 @@ def module_of(node: Node) -> nn.Module | None:
     """Returns the module that a ``call_module`` node runs, None for any other node."""
     if node.op != "call_module":
         return None
-    return module_at(graph_module_of(node), str(node.target))
+    owner = node.graph.owning_module
+    return module_at(graph_module_of(node) if owner is None else owner, node.target)  # pyright: ignore[reportArgumentType]  # the target of such a call is a path
 
 
 def parts_of(module: nn.Module) -> tuple[nn.Module, ...]:

@@ -1,8 +1,9 @@
 """The GraphModule that every stage returns, and copies of it that share tensors."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Self
+from typing import Self, cast
 
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
@@ -117,6 +118,58 @@ def container_at(root: nn.Module, path: str) -> nn.Module:
             module._modules[name] = child
         module = child
     return module
+
+
+def with_own_modules(source: GraphModule) -> TracedModule:
+    """Returns a copy whose module objects and buffers are its own and whose parameters are shared.
+
+    What a deep copy that is told to keep parameters gives, in a third of the time.
+    """
+    memo: dict[int, object] = {id(parameter): parameter for parameter in source.parameters()}
+    result = TracedModule(deferred=True)
+    memo[id(source)] = result
+    _copy_attributes(source, result, memo, ("_parameters", "_buffers", "_modules"))
+    result._non_persistent_buffers_set.update(source._non_persistent_buffers_set)
+    result.shares_parameters = True
+    _take_over(source, result, copy_graph(source.graph))
+    return result.finish()
+
+
+def _own(value: object, memo: dict[int, object]) -> object:
+    """Returns a deep copy of an attribute of a module; plain modules are copied by hand."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    kind = type(value)
+    if kind in (dict, OrderedDict, set, tuple, list) and not value:
+        return kind()
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind in (dict, OrderedDict):
+        made_dict = kind()
+        for key, item in cast("dict[object, object]", value).items():
+            made_dict[key] = _own(item, memo)
+        return made_dict
+    if kind is tuple:
+        return tuple(_own(item, memo) for item in cast("tuple[object, ...]", value))
+    if not isinstance(value, nn.Module) or not _is_plain(type(value)):
+        return copy.deepcopy(value, memo)
+    made = cast("nn.Module", type(value).__new__(type(value)))
+    memo[id(value)] = made
+    _copy_attributes(value, made, memo, tuple(value.__dict__))
+    return made
+
+
+def _copy_attributes(
+    source: nn.Module, target: nn.Module, memo: dict[int, object], names: Iterable[str]
+) -> None:
+    for name in names:
+        target.__dict__[name] = _own(source.__dict__[name], memo)
+
+
+def _is_plain(kind: type[nn.Module]) -> bool:
+    """Tells whether instances hold nothing but their attributes, so that these may be copied."""
+    custom = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__copy__")
+    return not any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in custom)
 
 
 def _take_over(source: GraphModule, result: TracedModule, graph: Graph) -> None:

@@ -12,6 +12,7 @@ from embedl_deploy.graph.nodes import Target, callee_of, input_nodes, is_call, r
 from embedl_deploy.rewriting.tree import (
     Found,
     Named,
+    Op,
     Spec,
     Step,
     Tree,
@@ -138,7 +139,10 @@ class OneOf(Tree):
 
     def match(self, value: Argument, found: Found) -> Iterator[Step]:
         for tree in self._fitting_for(value) if isinstance(value, Node) else self.trees:
-            yield from tree.match(value, found)
+            if type(tree) is Op and isinstance(value, Node):
+                yield from tree.match_called(value, found)
+            else:
+                yield from tree.match(value, found)
 
     def _fitting_for(self, node: Node) -> tuple[Tree, ...]:
         """Returns the trees whose root may run what ``node`` runs, looked up by what that is."""

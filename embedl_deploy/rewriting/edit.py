@@ -76,12 +76,12 @@ class Edit:
         known, mode = self.workspace.values, self.workspace.fake_mode
         for node in self.nodes:
             key = _call_key(node)
-            value = known.get(key) if key is not None else None
-            if value is None:
-                value = infer_value(node, mode)
+            if key is not None and key in known:
+                node.meta["val"] = known[key]
+                continue
+            node.meta["val"] = value = infer_value(node, mode)
             if key is not None and not free_unbacked_symbols(value):
                 known[key] = value
-            node.meta["val"] = value
 
     def _insert(self, make: Callable[[Graph], Node]) -> Node:
         graph = self.workspace.graph_module.graph
@@ -116,11 +116,16 @@ def _config(module: nn.Module) -> object:
         return None
     held = (*module._parameters.values(), *module._buffers.values())
     shapes = tuple(_tensor_key(tensor) for tensor in held if tensor is not None)
-    return (type(module), module.extra_repr(), module.training, shapes, tuple(inner))
+    settings = tuple(
+        (name, value if isinstance(value, (bool, int, float, str)) else repr(value))
+        for name, value in module.__dict__.items()
+        if name[0] != "_" and not isinstance(value, nn.Module)
+    )
+    return (type(module), settings, shapes, tuple(inner))
 
 
 _DESCRIBED = ("torch.nn.", "embedl_deploy.")
-"""Where modules come from whose ``extra_repr`` says all that decides what they compute."""
+"""Where modules come from whose plain attributes say all that decides what they compute."""
 
 
 def _argument_key(argument: object) -> object:

@@ -149,7 +149,12 @@ class Op(Tree):
         return (self.target,)
 
     def match(self, value: Argument, found: Found) -> Iterator[Step]:
-        if not isinstance(value, Node) or not self.admits(value) or value in found.nodes:
+        if isinstance(value, Node) and is_call(value, self.target):
+            yield from self.match_called(value, found)
+
+    def match_called(self, value: Node, found: Found) -> Iterator[Step]:
+        """Yields the matches at a node that is known to run the target."""
+        if value in found.nodes or not self._admits_called(value):
             return
         found = found.consume(value)
         if not self.inputs:
@@ -160,8 +165,9 @@ class Op(Tree):
 
     def admits(self, node: Node) -> bool:
         """Tells whether the node itself fits, its inputs aside."""
-        if not is_call(node, self.target):
-            return False
+        return is_call(node, self.target) and self._admits_called(node)
+
+    def _admits_called(self, node: Node) -> bool:
         if self.literals:
             bound = bound_arguments(node)
             if any(bound.get(name) != value for name, value in self.literals.items()):
