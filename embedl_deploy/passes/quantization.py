@@ -1,6 +1,5 @@
 """The stage that makes a graph ready for low precision: smooth, insert, calibrate."""
 
-import copy
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -8,7 +7,7 @@ from torch.fx import GraphModule, Node
 
 from embedl_deploy.errors import PlanError, QuantizationError
 from embedl_deploy.graph.record import record_of
-from embedl_deploy.graph.traced_module import TracedModule, with_own_modules
+from embedl_deploy.graph.traced_module import with_own_modules
 from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.passes.insertion import accepted_dtypes, insert_quantizers
 from embedl_deploy.quantization.config import QuantConfig
