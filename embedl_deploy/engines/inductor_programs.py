@@ -24,6 +24,7 @@ from embedl_deploy.engines.inductor_build import (
 from embedl_deploy.engines.integer_graph import shorten_zero_points, spell_unsigned
 from embedl_deploy.engines.program import flat_program, form_of, split_sample
 from embedl_deploy.engines.rest_dtype import cast_rest
+from embedl_deploy.engines.small_linear import spell_small_linears
 from embedl_deploy.errors import BuildError
 
 
@@ -36,6 +37,7 @@ def inductor_program(
     """Returns ``module`` flat and spelled as Inductor finds its kernels in it."""
     program = flat_program(module, sample, dynamic_shapes)
     spell_unsigned(program)
+    spell_small_linears(program)
     shorten_zero_points(program)
     if rest_dtype is not None:
         cast_rest(program, rest_dtype)

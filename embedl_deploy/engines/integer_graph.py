@@ -83,7 +83,7 @@ def shorten_zero_points(graph_module: GraphModule) -> None:
         if not isinstance(zero_points, Node) or zero_points.op != "get_attr":
             continue
         path = str(zero_points.target)
-        tensor = _attribute(graph_module, path)
+        tensor = attribute(graph_module, path)
         if path not in short and tensor.dtype == torch.int64:
             short[path] = f"_short_zero_point_{len(short)}"
             graph_module.register_buffer(short[path], tensor.to(torch.int32))
@@ -99,7 +99,8 @@ def _mode(node: Node) -> FakeTensorMode | None:
     return detect_fake_mode(value_of(node))
 
 
-def _attribute(graph_module: GraphModule, path: str) -> Tensor:
+def attribute(graph_module: GraphModule, path: str) -> Tensor:
+    """Returns the parameter or buffer at ``path``."""
     value: object = graph_module
     for name in path.split("."):
         value = getattr(value, name)

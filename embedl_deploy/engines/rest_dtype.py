@@ -21,10 +21,9 @@ _PRODUCTS = frozenset(
 def cast_rest(graph_module: GraphModule, dtype: torch.dtype) -> None:
     """Makes products, norms and what follows from them run in ``dtype``.
 
-    - Parameters are cast where they are read; buffers and inputs only for a product: masks and
-      positions keep their range.
-    - Dequantized tensors continue in ``dtype``, which is how int8 kernels with ``dtype`` outputs
-      are found.
+    - Parameters are cast where they are read. Buffers, inputs and dequantized tensors are cast
+      only for a product: masks and positions keep their range, and a residual that is added
+      after an int8 convolution stays in the form that its kernel is found in.
     - An operation that ``dtype`` does not admit goes on in float32.
     - Outputs come back in the type they had.
 
@@ -60,8 +59,6 @@ class _Caster:
 
     def call(self, node: Node) -> None:
         if is_quantization(node):
-            if operation(node).startswith("dequantize"):
-                self.follow(node)
             return
         if operation(node) in _PRODUCTS:
             self.cast_operands(node, torch.float32, self.dtype)
