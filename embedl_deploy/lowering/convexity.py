@@ -24,8 +24,16 @@ def convex_groups(labels: Sequence[str | None], reads: Sequence[Sequence[int]]) 
         reads: The vertices that each vertex reads.
     """
     groups = _number_stages(labels, _stages(labels, reads))
-    merged = _merge(groups, labels, reads)
-    return _renumber(merged, reads)
+    quotient = _Quotient(groups, reads)
+    if quotient.group_count < 2:
+        return groups
+    home = list(range(quotient.group_count))
+    if quotient.group_count * len(quotient.reads) <= _MERGE_BITS:
+        pairs = zip(groups, labels, strict=True)
+        home = _merge_pairs(quotient, {group: label for group, label in pairs if label is not None})
+    order = [group for group in quotient.order if group < quotient.group_count]
+    number = {group: position for position, group in enumerate(order)}
+    return [number[home[group]] if group >= 0 else -1 for group in groups]
 
 
 def _stages(labels: Sequence[str | None], reads: Sequence[Sequence[int]]) -> list[int]:
@@ -82,9 +90,10 @@ class _Quotient:
             self.edges += len(into)
             for there in into:
                 self.readers.setdefault(there, {})[here] = None
-        self.order = self._topological()
+        self.sort()
 
-    def _topological(self) -> list[int]:
+    def sort(self) -> None:
+        """Puts the vertices in an order in which they can run."""
         waiting = {here: len(into) for here, into in self.reads.items()}
         ready = deque(here for here, count in waiting.items() if not count)
         order: list[int] = []
@@ -96,7 +105,7 @@ class _Quotient:
                 if not waiting[reader]:
                     ready.append(reader)
         assert len(order) == len(self.reads), "groups depend on each other in a circle"
-        return order
+        self.order = order
 
     def reached_from(self) -> list[int]:
         """Returns for each group, as bits, the groups with a path to it through a third vertex."""
@@ -144,22 +153,8 @@ class _Quotient:
                 self.readers.setdefault(kept, {})[reader] = None
 
 
-def _merge(
-    groups: list[int], labels: Sequence[str | None], reads: Sequence[Sequence[int]]
-) -> list[int]:
-    """Merges groups of one label until no pair is left that could be merged."""
-    quotient = _Quotient(groups, reads)
-    if quotient.group_count < 2:
-        return groups
-    if quotient.group_count * len(quotient.reads) > _MERGE_BITS:
-        return groups
-    pairs = zip(groups, labels, strict=True)
-    label_of = {group: label for group, label in pairs if label is not None}
-    final = _merge_pairs(quotient, label_of)
-    return [final[group] if group >= 0 else -1 for group in groups]
-
-
 def _merge_pairs(quotient: _Quotient, label_of: dict[int, str]) -> list[int]:
+    """Merges groups of one label until no pair is left; returns where each group went."""
     budget = _SEARCH_PER_EDGE * (quotient.edges + 1024)
     home = list(range(quotient.group_count))
     found = True
@@ -180,7 +175,7 @@ def _merge_pairs(quotient: _Quotient, label_of: dict[int, str]) -> list[int]:
                 home[gone] = kept
                 found = True
         if found:
-            quotient.order = quotient._topological()
+            quotient.sort()
             budget -= quotient.edges
     return [_home(home, group) for group in range(quotient.group_count)]
 
@@ -209,11 +204,3 @@ def _candidates(quotient: _Quotient, label_of: dict[int, str]) -> list[tuple[int
                 pairs.append((lowest.bit_length() - 1, member))
                 free ^= lowest
     return pairs
-
-
-def _renumber(groups: Sequence[int], reads: Sequence[Sequence[int]]) -> list[int]:
-    """Numbers groups 0, 1, … in an order in which they can run."""
-    quotient = _Quotient(groups, reads)
-    order = [group for group in quotient.order if group < quotient.group_count]
-    number = {group: position for position, group in enumerate(order)}
-    return [number[group] if group >= 0 else -1 for group in groups]

@@ -1,6 +1,7 @@
 """Which nodes write into memory that others read, and the order this asks for."""
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from torch._ops import OpOverload
 from torch.fx import Node
@@ -11,13 +12,15 @@ Root = Node | str
 
 def writes_memory(node: Node) -> bool:
     """Tells whether a node changes one of its inputs in place."""
-    if isinstance(node.target, OpOverload):
-        return node.target._schema.is_mutable
-    return (
-        node.op == "call_method"
-        and str(node.target).endswith("_")
-        and not str(node.target).endswith("__")
-    )
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__")
+    return node.op == "call_function" and _is_mutable(node.target)
+
+
+@lru_cache(maxsize=4096)
+def _is_mutable(target: object) -> bool:
+    return isinstance(target, OpOverload) and target._schema.is_mutable
 
 
 def mutated_attributes(nodes: Iterable[Node]) -> dict[str, None]:

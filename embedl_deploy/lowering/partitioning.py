@@ -98,23 +98,25 @@ def without(partition: Partition, names: Sequence[str]) -> Partition:
 
 
 def _choices(nodes: Sequence[Node], takers: Mapping[Node, Sequence[str]]) -> Sequence[str]:
-    if any(writes_memory(node) for node in nodes) or not _yields_tensors(nodes):
-        return ()
+    """Returns the engines that take all of a unit."""
     first = takers.get(nodes[0], ())
+    if not first or not _yields_tensors(nodes):
+        return ()
     if len(nodes) == 1:
-        return first
+        return () if writes_memory(nodes[0]) else first
+    if any(writes_memory(node) for node in nodes):
+        return ()
     rest = [takers.get(node, ()) for node in nodes[1:]]
     return [label for label in first if all(label in taken for taken in rest)]
 
 
 def _yields_tensors(nodes: Sequence[Node]) -> bool:
     """Tells whether what leaves the nodes is tensors: no engine hands on a tuple or a number."""
-    inside = set(nodes)
     for node in nodes:
         value = node.meta.get("val")
         if value is None or isinstance(value, Tensor):
             continue
-        if any(user not in inside for user in node.users):
+        if any(user not in nodes for user in node.users):
             return False
     return True
 
