@@ -21,7 +21,12 @@ def text_of(name: str, backend: str) -> str:
     torch.manual_seed(0)
     model = case.build().eval()
     result = transform(model, case.args, backend=backend)
-    return f"# {name} for {backend}\n{graph_text(result.model)}\n\n# {result.report}\n"
+    applied = [f"# {count} × {rule}" for rule, count in result.report.counts().items()]
+    refused = [
+        f"# {item.pattern} at %{item.site}: {item.reason}" for item in result.report.refusals()
+    ]
+    lines = [f"# {name} for {backend}", graph_text(result.model), *applied, *refused]
+    return "\n".join(lines) + "\n"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
