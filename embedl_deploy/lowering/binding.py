@@ -29,6 +29,8 @@ from embedl_deploy.lowering.structure import (
     Structure,
     child_names,
     is_namedtuple,
+    keys_of,
+    registered,
 )
 
 _MISFITS = (
@@ -172,8 +174,7 @@ class _Writer:
 
     def bind_registered(self, branch: Branch, value: str) -> None:
         """Unpacks a class that pytree knows by a function."""
-        node = torch.utils._pytree.SUPPORTED_NODES[branch.kind]
-        flatten, context = self.constant(node.flatten_fn), self.constant(branch.context)
+        flatten, context = self.constant(registered(branch.kind)[0]), self.constant(branch.context)
         children = self.fresh()
         self.require(f"_type({value}) is {self.constant(branch.kind)}")
         self.body.append(f"{children}, _context = {flatten}({value})")
@@ -309,13 +310,14 @@ class _Writer:
             return f"({''.join(f'{child}, ' for child in children)})"
         if structure.kind is list:
             return f"[{', '.join(children)}]"
-        if structure.kind is dict and isinstance(structure.context, list):
-            pairs = zip(structure.context, children, strict=True)
+        keys = keys_of(structure)
+        if structure.kind is dict and keys is not None:
+            pairs = zip(keys, children, strict=True)
             return f"{{{', '.join(f'{key!r}: {child}' for key, child in pairs)}}}"
         if is_namedtuple(structure.kind):
             return f"{self.constant(structure.kind)}({', '.join(children)})"
-        node = torch.utils._pytree.SUPPORTED_NODES[structure.kind]
-        build, context = self.constant(node.unflatten_fn), self.constant(structure.context)
+        build = self.constant(registered(structure.kind)[1])
+        context = self.constant(structure.context)
         return f"{build}([{', '.join(children)}], {context})"
 
     def output_leaf(self, index: int) -> str:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -143,7 +143,7 @@ def _built_candidates(
         try:
             engine = _built_engine(engines[label], piece, examples, settings)
             with torch.no_grad():
-                outputs = engine.infer(*examples)
+                outputs = cast("Sequence[object]", engine.infer(*examples))
             fidelity = fidelity_of(list(outputs), references)
         except BUILD_ERRORS as error:
             failures.append(FailedBuild(label, _first_line(error)))

@@ -1,5 +1,8 @@
 """Splits a traced graph into its signature and a flat core of tensors in, tensors out."""
 
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
+
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +43,7 @@ from embedl_deploy.lowering.structure import (
     Branch,
     Structure,
     StructureMismatchError,
+    keys_of,
     structure_of,
     take_apart,
 )
@@ -152,7 +156,7 @@ def _named(names: Sequence[str], structure: Structure) -> tuple[Parameter, ...]:
     """Returns one parameter for each argument that was traced, under the name tracing gave it."""
     positional, keyword = _halves(structure)
     children = [*positional.children, *keyword.children]
-    keys = [str(key) for key in keyword.context] if isinstance(keyword.context, list) else []
+    keys = [str(key) for key in keys_of(keyword) or ()]
     given = list(names)[: len(positional.children)]
     given += [f"arg{i}" for i in range(len(given), len(positional.children))]
     kind = ParameterKind.POSITIONAL_OR_KEYWORD
@@ -177,11 +181,10 @@ def _declared(
 ) -> tuple[Parameter, ...] | None:
     """Returns the model's own parameters; None if what was traced does not follow them."""
     positional, keyword = _halves(structure)
-    if len(positional.children) != len(args) or not isinstance(keyword.context, list):
+    keys = [str(key) for key in keys_of(keyword) or ()]
+    if len(positional.children) != len(args) or set(keys) != set(kwargs):
         return None
-    if set(keyword.context) != set(kwargs):
-        return None
-    named = dict(zip(keyword.context, keyword.children, strict=True))
+    named = dict(zip(keys, keyword.children, strict=True))
     rest = list(positional.children)
     found: list[Parameter] = []
     for name, declared in signature.parameters.items():
@@ -189,8 +192,7 @@ def _declared(
         if declared.kind is ParameterKind.VAR_POSITIONAL:
             child, rest = (Branch(tuple, None, tuple(rest)) if rest else None), []
         elif declared.kind is ParameterKind.VAR_KEYWORD:
-            keys = list(named)
-            child = Branch(dict, keys, tuple(named.values())) if keys else None
+            child = Branch(dict, list(named), tuple(named.values())) if named else None
             named = {}
         elif rest and declared.kind is not ParameterKind.KEYWORD_ONLY:
             child = rest.pop(0)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class EngineCall(nn.Module):
             for position, memory_format in enumerate(formats)
             if memory_format is not None
         ]
-        self.infer = engine.infer
+        self.infer = cast("Callable[..., Results]", engine.infer)
         # Kept out of the module tree: its parameters belong to the whole graph.
         self.__dict__["reference"] = reference
 

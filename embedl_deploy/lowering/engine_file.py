@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
@@ -66,14 +67,15 @@ def _to_json(
         return {"$tensor": key}
     if isinstance(value, bytes):
         return {"$bytes": base64.b64encode(value).decode()}
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        inner: dict[str, Json] = {
-            str(key): _to_json(item, folder, files, tensors) for key, item in value.items()
-        }
-        return {"$map": inner}
     if isinstance(value, list):
-        return [_to_json(item, folder, files, tensors) for item in value]
-    return encode(value)
+        items = cast("list[object]", value)
+        return [_to_json(item, folder, files, tensors) for item in items]
+    if isinstance(value, Mapping):
+        pairs = cast("Mapping[object, object]", value)
+        if all(isinstance(key, str) for key in pairs):
+            inner = {str(k): _to_json(v, folder, files, tensors) for k, v in pairs.items()}
+            return {"$map": inner}
+    return encode(cast("object", value))
 
 
 def _add_file(path: Path, folder: str, files: dict[str, bytes | Path]) -> str:

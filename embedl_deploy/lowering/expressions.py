@@ -5,6 +5,7 @@ import operator
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import CodeType
+from typing import cast
 
 
 def _floor_to_int(value: float) -> int:
@@ -15,23 +16,46 @@ def _ceil_to_int(value: float) -> int:
     return -int(-value // 1)
 
 
-FUNCTIONS: Mapping[str, Callable[..., object]] = {
-    "Eq": operator.eq,
-    "Ne": operator.ne,
-    "Mod": operator.mod,
-    "PythonMod": operator.mod,
-    "FloorDiv": operator.floordiv,
-    "CleanDiv": operator.floordiv,
-    "IntTrueDiv": operator.truediv,
-    "Max": max,
-    "Min": min,
-    "FloorToInt": _floor_to_int,
-    "CeilToInt": _ceil_to_int,
-    "Abs": abs,
-    "And": lambda *values: all(values),
-    "Or": lambda *values: any(values),
-    "Not": operator.not_,
-}
+def _all(*values: bool) -> bool:
+    return all(values)
+
+
+def _not(value: bool) -> bool:
+    return not value
+
+
+def _any(*values: bool) -> bool:
+    return any(values)
+
+
+def _largest(*values: int) -> int:
+    return max(values)
+
+
+def _smallest(*values: int) -> int:
+    return min(values)
+
+
+FUNCTIONS = cast(
+    "Mapping[str, Callable[..., object]]",
+    {
+        "Eq": operator.eq,
+        "Ne": operator.ne,
+        "Mod": operator.mod,
+        "PythonMod": operator.mod,
+        "FloorDiv": operator.floordiv,
+        "CleanDiv": operator.floordiv,
+        "IntTrueDiv": operator.truediv,
+        "Max": _largest,
+        "Min": _smallest,
+        "FloorToInt": _floor_to_int,
+        "CeilToInt": _ceil_to_int,
+        "Abs": abs,
+        "And": _all,
+        "Or": _any,
+        "Not": _not,
+    },
+)
 """What an expression may call: the names sympy prints."""
 
 _ALLOWED = (

@@ -1,10 +1,14 @@
 """A flat fx graph as JSON and tensors, and back; reading one runs no code from the file."""
 
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
+
 import keyword
 import math
 import operator
 import re
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +25,8 @@ from embedl_deploy.quantization.quantize_dequantize import decomposed
 _NAMESPACES = ("aten", "prims", "quantized_decomposed", "torchvision", "torchao", "embedl_deploy")
 _FORBIDDEN = ("from_file", "save", "load", "_print", "set_data")
 """Ops that reach beyond their tensors."""
+
+Operation = Callable[..., object]
 
 _PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
@@ -133,7 +139,7 @@ def _target_name(node: Node) -> str:
     )
 
 
-def _operation(name: str) -> OpOverload | None:
+def _operation(name: str) -> Operation | None:
     """Returns the registered op of that name, None if there is none or it is not allowed."""
     found = re.fullmatch(r"(\w+)::(\w+)\.(\w+)", name)
     if found is None or found[1] not in _NAMESPACES or found[2] in _FORBIDDEN:
@@ -145,7 +151,7 @@ def _operation(name: str) -> OpOverload | None:
         operation: object = getattr(packet, found[3])
     except AttributeError:
         return None
-    return operation if isinstance(operation, OpOverload) else None
+    return cast("Operation", operation) if isinstance(operation, OpOverload) else None
 
 
 def _add_node(
@@ -157,6 +163,7 @@ def _add_node(
     args, kwargs = decode(saved.get("args"), known), decode(saved.get("kwargs"), known)
     if not isinstance(args, tuple) or not isinstance(kwargs, dict):
         raise CheckpointError(f"the arguments of saved node {name} are damaged")
+    kwargs = cast("dict[object, object]", kwargs)
     if not _is_name(name) or not all(isinstance(key, str) and _is_name(key) for key in kwargs):
         raise CheckpointError(f"a saved node has an impossible name: {name[:80]!r}")
     node = graph.create_node(op, _target(op, target, tensors), args, kwargs, name)  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """Values of a graph as JSON, and back; nothing but plain values can come out of a file."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch.fx import Node
@@ -35,7 +36,7 @@ def encode(value: object) -> Json:
     if isinstance(value, Node):
         return {"$node": value.name}
     if isinstance(value, (list, tuple, dict, slice)):
-        return _encode_container(value)
+        return _encode_container(cast("object", value))
     return _encode_named(value)
 
 
@@ -55,11 +56,12 @@ def _encode_named(value: object) -> Json:
 
 def _encode_container(value: object) -> Json:
     if isinstance(value, dict):
-        return {"$dict": [[encode(key), encode(item)] for key, item in value.items()]}
+        pairs = cast("dict[object, object]", value)
+        return {"$dict": [[encode(key), encode(item)] for key, item in pairs.items()]}
     if isinstance(value, slice):
-        return {"$slice": [encode(value.start), encode(value.stop), encode(value.step)]}
-    assert isinstance(value, (list, tuple))
-    items: list[Json] = [encode(item) for item in value]
+        parts = cast("tuple[object, ...]", (value.start, value.stop, value.step))
+        return {"$slice": [encode(part) for part in parts]}
+    items = [encode(item) for item in cast("Sequence[object]", value)]
     # torch.Size and fx's immutable lists are spelled as what they are equal to.
     return {"$tuple": items} if isinstance(value, tuple) else items
 
@@ -94,16 +96,19 @@ def _decode_container(
     items = decode(content, nodes, depth + 1)
     if not isinstance(items, list):
         raise CheckpointError(f"a saved {kind[1:]} must hold a list")
-    builders: dict[str, Callable[..., object]] = {
-        "$tuple": lambda: tuple(items),
-        "$slice": lambda: slice(*items),
-        "$dict": lambda: dict(items),
-        "$complex": lambda: complex(*items),
-    }
+    parts = cast("list[object]", items)
     try:
-        return builders[kind]()
+        return _BUILDERS[kind](parts)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"a saved {kind[1:]} is damaged: {error}") from error
+
+
+_BUILDERS: Mapping[str, Callable[[list[object]], object]] = {
+    "$tuple": tuple,
+    "$slice": lambda parts: slice(*parts),
+    "$dict": lambda parts: dict(cast("list[tuple[object, object]]", parts)),
+    "$complex": lambda parts: complex(*cast("list[float]", parts)),
+}
 
 
 def _decode_named(kind: str, content: Json) -> object:

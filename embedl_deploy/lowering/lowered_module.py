@@ -110,7 +110,7 @@ class LoweredModule(nn.Module):
                 )
         return self
 
-    def load_state_dict(
+    def load_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]  # it never returns
         self, state_dict: Mapping[str, object], strict: bool = True, assign: bool = False
     ) -> object:
         """Refuses: engines hold weights of their own.

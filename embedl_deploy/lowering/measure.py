@@ -65,10 +65,14 @@ def _distance(output: Tensor, reference: Tensor) -> tuple[float, float]:
     # Masks hold infinities: where both agree on one it says nothing about the error.
     both = (one == two) & two.isinf()
     one, two = one.masked_fill(both, 0.0), two.masked_fill(both, 0.0)
-    norm = float(two.norm())
-    error = float((one - two).norm()) / norm if norm else float((one - two).norm())
-    scale = float(one.norm()) * norm
+    norm, apart = _norm(two), _norm(one - two)
+    error = apart / norm if norm else apart
+    scale = _norm(one) * norm
     return error, float(one @ two) / scale if scale else 0.0
+
+
+def _norm(value: Tensor) -> float:
+    return float(value.square().sum().sqrt())
 
 
 def time_interleaved(

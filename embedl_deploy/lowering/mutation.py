@@ -1,5 +1,8 @@
 """Which nodes write into memory that others read, and the order this asks for."""
 
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
+
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 

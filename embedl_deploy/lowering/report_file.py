@@ -1,5 +1,8 @@
 """A lowering report as JSON, and back."""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
 from embedl_deploy.errors import CheckpointError
 from embedl_deploy.lowering.graph_file import fields
 from embedl_deploy.lowering.literals import Json, decode, encode
@@ -12,7 +15,7 @@ from embedl_deploy.lowering.report import (
     SubgraphReport,
 )
 
-_RECORDS = {
+_RECORDS: Mapping[str, Callable[..., object]] = {
     kind.__name__: kind
     for kind in (BoundaryValue, FailedBuild, Measurement, NodeRefusal, SubgraphReport)
 }
@@ -42,7 +45,7 @@ def _to_json(value: object) -> Json:
         inner = {name: _to_json(item) for name, item in vars(value).items()}
         return {"$record": type(value).__name__, "fields": inner}
     if isinstance(value, (tuple, list)):
-        return [_to_json(item) for item in value]
+        return [_to_json(item) for item in cast("Sequence[object]", value)]
     return encode(value)
 
 

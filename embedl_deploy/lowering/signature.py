@@ -1,5 +1,8 @@
 """What a lowered model takes and returns: parameters, leaves, sizes, guards. Plain data."""
 
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
+
 from dataclasses import dataclass, field
 from inspect import _ParameterKind as ParameterKind
 

@@ -1,11 +1,15 @@
 """A signature as JSON, and back; classes come from the caller, never from the file."""
 
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
+
 import keyword
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 from collections.abc import Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from inspect import _ParameterKind as ParameterKind
+from typing import cast
 
 import torch
 from torch.utils import _pytree as pytree
@@ -131,9 +135,8 @@ def _class(name: str, classes: Sequence[type]) -> type:
     """Returns a class that is known here by name; nothing is imported for it."""
     if name in _BUILTIN:
         return _BUILTIN[name]
-    registered = [kind for kind in pytree.SUPPORTED_NODES if isinstance(kind, type)]
-    for kind in (*classes, *registered):
-        if f"{kind.__module__}:{kind.__qualname__}" == name:
+    for kind in (*classes, *pytree.SUPPORTED_NODES):
+        if f"{kind.__module__}:{kind.__qualname__}" == name and kind is not namedtuple:
             return kind
     module, _, qualified = name.partition(":")
     found: object = getattr(sys.modules.get(module), qualified, None)
@@ -182,9 +185,8 @@ def _leaf_to_json(leaf: InputLeaf | OutputLeaf | SymbolRange) -> Json:
 def _leaf_from_json(data: Json) -> InputLeaf | OutputLeaf | SymbolRange:
     content = dict(fields(data, "leaf"))
     kind = _LEAVES[str(content.pop("leaf"))]
-    leaf = kind(**{name: decode(value) for name, value in content.items()})
-    assert isinstance(leaf, tuple(_LEAVES.values()))
-    return leaf
+    leaf: object = kind(**{name: decode(value) for name, value in content.items()})
+    return cast("InputLeaf | OutputLeaf | SymbolRange", leaf)
 
 
 def _check(signature: Signature) -> None:
@@ -227,15 +229,17 @@ def _check_output(leaf: object) -> None:
         raise ValueError(f"a {type(leaf).__name__} among the outputs")
 
 
+_TENSOR_FIELDS = {
+    "name": str,
+    "dtype": torch.dtype,
+    "device": torch.device,
+    "shape": tuple,
+    "memory_format": torch.memory_format,
+}
+
+
 def _check_tensor(leaf: TensorInput) -> None:
-    kinds = (
-        isinstance(leaf.name, str),
-        isinstance(leaf.dtype, torch.dtype),
-        isinstance(leaf.device, torch.device),
-        isinstance(leaf.shape, tuple),
-        isinstance(leaf.memory_format, torch.memory_format),
-    )
-    if not all(kinds):
+    if not all(isinstance(getattr(leaf, name), kind) for name, kind in _TENSOR_FIELDS.items()):
         raise ValueError(f"the input {leaf.name!r:.80} is damaged")
     for size in leaf.shape:
         if isinstance(size, str):

@@ -1,9 +1,11 @@
 """Reads symbolic sizes, their ranges and the conditions on them out of a traced graph."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from torch import SymInt, Tensor
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from embedl_deploy.lowering.expressions import evaluate, linear_in, symbols_in
 from embedl_deploy.lowering.signature import InputLeaf, Size, SizeInput, SymbolRange, TensorInput
@@ -16,8 +18,7 @@ def size_of(value: int | SymInt) -> Size:
     """Returns a recorded size as a number, or as the text of its expression."""
     if isinstance(value, int):
         return value
-    expression = value.node.expr
-    text = str(expression)
+    text = str(cast("object", value.node.expr))
     return int(text) if text.lstrip("-").isdigit() else text
 
 
@@ -91,7 +92,7 @@ def constraints_of(
     if environment is None:
         return ()
     example = {name: symbol.example for name, symbol in symbols.items()}
-    texts = dict.fromkeys(str(guard.expr) for guard in environment.guards)  # type: ignore[attr-defined]
+    texts = dict.fromkeys(str(guard.expr) for guard in environment.guards)
     return tuple(text for text in texts if _can_be_checked(text, example))
 
 
@@ -101,18 +102,18 @@ def recorded_ranges(placeholders: Sequence[Node]) -> dict[str, tuple[int, int | 
     if environment is None:
         return {}
     found: dict[str, tuple[int, int | None]] = {}
-    for symbol, bounds in environment.var_to_range.items():  # type: ignore[attr-defined]
+    for symbol, bounds in environment.var_to_range.items():
         upper = None if bounds.upper >= _UNBOUNDED else int(bounds.upper)
         found[str(symbol)] = (int(bounds.lower), upper)
     return found
 
 
-def _shape_environment(placeholders: Sequence[Node]) -> object | None:
+def _shape_environment(placeholders: Sequence[Node]) -> ShapeEnv | None:
     for node in placeholders:
         value = node.meta.get("val")
         mode = getattr(value, "fake_mode", None)
         environment = getattr(mode, "shape_env", None)
-        if environment is not None:
+        if isinstance(environment, ShapeEnv):
             return environment
     return None
 

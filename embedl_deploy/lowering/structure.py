@@ -1,8 +1,12 @@
 """Nested inputs and outputs as data: what ``torch.utils._pytree`` calls a tree spec."""
 
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
+
+from collections import OrderedDict, namedtuple
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch.utils import _pytree as pytree
 
@@ -66,16 +70,35 @@ def leaves_of(structure: Structure) -> Iterator[int]:
 
 def is_namedtuple(kind: type) -> bool:
     """Tells whether pytree takes ``kind`` apart as a named tuple."""
-    return issubclass(kind, tuple) and hasattr(kind, "_fields")
+    return hasattr(kind, "_fields") and issubclass(kind, tuple)
+
+
+def keys_of(branch: Branch) -> list[object] | None:
+    """Returns the keys of a dict, None for any other container."""
+    if branch.kind is not dict and branch.kind is not OrderedDict:
+        return None
+    keys = branch.context
+    return cast("list[object]", keys) if isinstance(keys, list) else None
+
+
+Flatten = Callable[[object], tuple[Sequence[object], object]]
+Unflatten = Callable[[Sequence[object], object], object]
+
+
+def registered(kind: type) -> tuple[Flatten, Unflatten]:
+    """Returns how pytree takes a class apart and puts it together."""
+    found = pytree.SUPPORTED_NODES[_node_type(kind)]
+    return cast("Flatten", found.flatten_fn), cast("Unflatten", found.unflatten_fn)
 
 
 def child_names(branch: Branch) -> list[str]:
     """Returns for each child how code reaches it: ``["key"]``, ``[0]`` or ``.field``."""
-    keys = branch.context
-    if branch.kind in (dict, OrderedDict) and isinstance(keys, list):
+    keys = keys_of(branch)
+    if keys is not None:
         return [f"[{key!r}]" for key in keys]
     if is_namedtuple(branch.kind):
-        return [f".{name}" for name in getattr(branch.kind, "_fields", ())]
+        fields = cast("tuple[str, ...]", getattr(branch.kind, "_fields", ()))
+        return [f".{name}" for name in fields]
     return [f"[{position}]" for position in range(len(branch.children))]
 
 
@@ -105,26 +128,25 @@ def put_together(structure: Structure, leaves: Sequence[object]) -> object:
     if isinstance(structure, Leaf):
         return leaves[structure.index]
     children = [put_together(child, leaves) for child in structure.children]
-    return pytree.SUPPORTED_NODES[_node_type(structure.kind)].unflatten_fn(
-        children, structure.context
-    )
+    _, unflatten = registered(structure.kind)
+    return unflatten(children, structure.context)
 
 
 def _node_type(kind: type) -> type:
     from_registry = kind in pytree.SUPPORTED_NODES
     if not from_registry and is_namedtuple(kind):
-        return pytree.namedtuple  # type: ignore[return-value]  # pytree keys all of them so
+        return cast("type", namedtuple)  # the key under which pytree files all of them
     return kind
 
 
 def _children(kind: type, value: object, name: str) -> tuple[list[object], object]:
-    actual = pytree._get_node_type(value)
+    actual = cast("Callable[[object], type]", pytree._get_node_type)(value)
     expected = _node_type(kind)
     if actual is not expected:
         raise StructureMismatchError(
             f"{name} must be a {kind.__name__}, got {type(value).__name__}"
         )
-    flatten = pytree.SUPPORTED_NODES[expected].flatten_fn
+    flatten, _ = registered(kind)
     children, context = flatten(value)
     return list(children), context
 
@@ -134,10 +156,11 @@ def _reordered(
 ) -> tuple[list[object], object]:
     """Returns the children of a dict in the expected order, if it has just those keys."""
     if not isinstance(expected, list) or not isinstance(context, list) or expected == context:
-        return children, context
-    if len(expected) != len(context) or any(key not in context for key in expected):
-        return children, context
-    return [children[context.index(key)] for key in expected], expected
+        return children, cast("object", context)
+    wanted, found = cast("list[object]", expected), cast("list[object]", context)
+    if len(wanted) != len(found) or any(key not in found for key in wanted):
+        return children, found
+    return [children[found.index(key)] for key in wanted], wanted
 
 
 def _contents(context: object, children: Sequence[object]) -> str:

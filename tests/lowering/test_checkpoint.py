@@ -5,6 +5,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -54,8 +55,8 @@ def saved(lowered: LoweredModule, tmp_path: Path) -> Path:
     return path
 
 
-def load(path: Path, **options: bool) -> LoweredModule:
-    return load_lowered(path, engines=[RecordingEngine], **options)
+def load(path: Path, trust_engines: bool = True) -> LoweredModule:
+    return load_lowered(path, engines=[RecordingEngine], trust_engines=trust_engines)
 
 
 def rewritten(path: Path, change: Callable[[dict[str, bytes]], object]) -> Path:
@@ -235,8 +236,7 @@ def test_an_engine_that_is_not_known_is_named(saved: Path) -> None:
 
 
 def _node(manifest: Manifest, op: str) -> dict[str, object]:
-    graph = manifest["graph"]
-    assert isinstance(graph, dict)
+    graph = cast("dict[str, list[dict[str, object]]]", manifest["graph"])
     return next(node for node in graph["nodes"] if node["op"] == op)
 
 
