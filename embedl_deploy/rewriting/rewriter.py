@@ -60,29 +60,39 @@ def apply_match(
     edit.move_up(late)
     size = len(match.root.graph.nodes)
     guard = TensorGuard(match, keeps=verify is not None)
-    match.builder = edit
-    outputs: dict[Node, Node] = {}
-    workspace.graph_module._register_create_node_hook(edit.created.append)
     try:
-        replacement = match.pattern.replace(match)
-        outputs = {match.root: replacement} if isinstance(replacement, Node) else replacement
-        refusal = guard.objection() or _objection(match, edit, outputs, size)
-        if refusal is None and verify is not None:
-            refusal = verify(match, tuple(edit.nodes), outputs)
+        outputs = _build(match, edit)
+        if isinstance(outputs, Refusal):
+            refusal = guard.objection() or outputs
+        else:
+            refusal = guard.objection() or _objection(match, edit, outputs, size)
+            if refusal is None and verify is not None:
+                refusal = verify(match, tuple(edit.nodes), outputs)
     except (VerificationError, PatternError):
         edit.undo()
         raise
-    except Exception as error:
-        refusal = Refusal(f"replace() raised {type(error).__name__}: {error}", match.root)
-    finally:
-        match.builder = None
-        workspace.graph_module._unregister_create_node_hook(edit.created.append)
     if refusal is not None:
         edit.undo()
         if len(match.root.graph.nodes) != size:
             raise _erased_by_hand(match)
         return refusal
+    assert not isinstance(outputs, Refusal)
     return _wire(workspace, match, edit, outputs)
+
+
+def _build(match: PatternMatch, edit: Edit) -> dict[Node, Node] | Refusal:
+    """Returns what the pattern puts in place of what, or why it could not say."""
+    graph_module = edit.workspace.graph_module
+    match.builder = edit
+    graph_module._register_create_node_hook(edit.created.append)
+    try:
+        replacement = match.pattern.replace(match)
+    except Exception as error:
+        return Refusal(f"replace() raised {type(error).__name__}: {error}", match.root)
+    finally:
+        match.builder = None
+        graph_module._unregister_create_node_hook(edit.created.append)
+    return {match.root: replacement} if isinstance(replacement, Node) else replacement
 
 
 def _insertion_point(match: PatternMatch) -> Node:
@@ -106,7 +116,8 @@ def _late_inputs(match: PatternMatch, before: Node) -> tuple[Node, ...] | Refusa
             return Refusal("what it reads depends on what it yields: it cannot run as one", node)
         if node not in late:
             late[node] = None
-            pending += [read for read in node.all_input_nodes if not read < before]
+            reads = node.all_input_nodes
+            pending += [read for read in reads if read in consumed or not read < before]
     return tuple(sorted(late))
 
 
