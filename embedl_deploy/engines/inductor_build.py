@@ -192,5 +192,6 @@ def _known_warnings() -> Generator[None]:
     """Drops what Inductor warns about its own code."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "To copy construct from a tensor", UserWarning)
-        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
         yield

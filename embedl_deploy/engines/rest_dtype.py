@@ -17,6 +17,12 @@ _PRODUCTS = frozenset(
 )  # fmt: skip
 """What runs in the short type: its float32 operands are cast. All else follows its operands."""
 
+_FLOAT32_ONLY = (
+    "linalg_", "_linalg_", "cholesky", "qr", "svd", "lu_", "triangular_solve", "ormqr", "geqrf",
+    "fft_", "_fft_", "stft", "istft", "histc", "multinomial",
+)  # fmt: skip
+"""How the names of operations begin that have no kernel in short types on the CPU."""
+
 
 def cast_rest(graph_module: GraphModule, dtype: torch.dtype) -> None:
     """Makes products, norms and what follows from them run in ``dtype``.
@@ -62,6 +68,8 @@ class _Caster:
             return
         if operation(node) in _PRODUCTS:
             self.cast_operands(node, torch.float32, self.dtype)
+        elif operation(node).startswith(_FLOAT32_ONLY):
+            self.cast_operands(node, self.dtype, torch.float32)
         try:
             node.meta["val"] = infer_value(node)
         except (RuntimeError, TypeError, ValueError):

@@ -1,0 +1,206 @@
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.fx import GraphModule
+
+from embedl_deploy.engines import (
+    InductorEngine,
+    InductorEngineConfig,
+    count_int8_kernels,
+    inductor_programs,
+)
+from embedl_deploy.engines.inductor_build import require_compiler
+from embedl_deploy.engines.inductor_support import refusal_of
+from embedl_deploy.errors import BuildError, InputError
+
+pytestmark = pytest.mark.usefixtures("without_gradients")
+Quantized = Callable[..., GraphModule]
+BF16 = InductorEngineConfig(autocast_enabled=True, autocast_dtype=torch.bfloat16)
+IMAGE = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def error(result: object, expected: object) -> float:
+    assert isinstance(result, Tensor)
+    assert isinstance(expected, Tensor)
+    assert result.dtype == expected.dtype
+    return float((result - expected).norm() / expected.norm())
+
+
+@pytest.fixture(name="without_gradients")
+def without_gradients_fixture() -> Generator[None]:
+    with torch.no_grad():
+        yield
+
+
+def feedforward() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 24)).eval()
+
+
+@pytest.mark.parametrize(("config", "tolerance"), [(None, 1e-5), (BF16, 2e-2)])
+def test_every_quantized_product_becomes_an_int8_kernel(
+    quantized_graph: Quantized,
+    residual: nn.Module,
+    config: InductorEngineConfig | None,
+    tolerance: float,
+) -> None:
+    graph = quantized_graph(residual, IMAGE)
+
+    engine = InductorEngine(config).build(graph, None, [(IMAGE,)])
+
+    assert engine.kernels == {"qconv": 3, "qconv_binary": 1}
+    assert count_int8_kernels(lambda: engine.infer(IMAGE)) == engine.kernels
+    assert error(engine.infer(IMAGE), graph(IMAGE)) < tolerance
+
+
+def test_linear_layers_become_int8_kernels_just_in_time(quantized_graph: Quantized) -> None:
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    graph = quantized_graph(feedforward(), x)
+    engine = InductorEngine(InductorEngineConfig(ahead_of_time=False))
+
+    engine.build(graph, None, [(x,)])
+
+    assert engine.is_jit
+    assert engine.kernels == {"qlinear": 2}
+    assert count_int8_kernels(lambda: engine.infer(x)) == {"qlinear": 2}
+    assert error(engine.infer(x), graph(x)) < 1e-5
+    with pytest.raises(InputError, match=r"input 0 must be torch.float32\[2, 5, 16\]"):
+        engine.infer(x[:1])
+
+
+def test_one_package_serves_a_range_of_batches(quantized_graph: Quantized) -> None:
+    x = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    exported = torch.export.export(
+        quantized_graph(feedforward(), x),
+        (x,),
+        dynamic_shapes=({0: Dim("batch", min=2, max=8)},),
+        strict=False,
+    )
+    graph = exported.module(check_guards=False)
+
+    engine = InductorEngine().build(graph, None, [(x,)])
+
+    assert engine.kernels == {"qlinear": 2}
+    other = torch.randn(7, 16, generator=torch.Generator().manual_seed(1))
+    assert error(engine.infer(other), graph(other)) < 1e-5
+    with pytest.raises(InputError, match=r"float32\[2\.\.8, 16\], got torch.float32\[9, 16\]"):
+        engine.infer(torch.randn(9, 16))
+
+
+def test_the_process_is_left_as_it_was(quantized_graph: Quantized) -> None:
+    from torch._dynamo.utils import counters
+    from torch._inductor import config
+
+    counters["inductor"]["made by someone else"] = 7
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    before = config.get_config_copy()
+
+    InductorEngine().build(quantized_graph(feedforward(), x), None, [(x,)])
+
+    assert config.get_config_copy() == before
+    assert counters["inductor"]["made by someone else"] == 7
+
+
+def test_quantization_without_a_kernel_fails_the_build(
+    quantized_graph: Quantized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(1, 16, generator=torch.Generator().manual_seed(0))
+    graph = quantized_graph(nn.Linear(16, 8).eval(), x)
+    # Without the respelling Inductor writes this product out in float arithmetic.
+    monkeypatch.setattr(inductor_programs, "spell_small_linears", id)
+
+    with pytest.raises(BuildError, match="made 0 int8 kernels for 1 quantized products"):
+        InductorEngine().build(graph, None, [(x,)])
+    allowed = InductorEngine(InductorEngineConfig(allow_simulated=True))
+    allowed.build(graph, None, [(x,)])
+
+    assert allowed.simulated == 1
+
+
+def test_the_smallest_linear_layers_get_int8_kernels(quantized_graph: Quantized) -> None:
+    x = torch.randn(1, 16, generator=torch.Generator().manual_seed(0))
+    graph = quantized_graph(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 1)).eval(), x)
+
+    engine = InductorEngine().build(graph, None, [(x,)])
+
+    assert engine.kernels == {"qconv": 2}
+    assert error(engine.infer(x), graph(x)) < 1e-5
+
+
+def test_a_product_of_activations_is_refused(quantized_graph: Quantized) -> None:
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    graph = quantized_graph(feedforward(), x)
+    product = next(n for n in graph.graph.nodes if n.target is torch.ops.aten.linear.default)
+    product.update_arg(1, product.args[0])
+
+    refusal = refusal_of(product)
+
+    assert refusal is not None
+    assert "weights quantized per channel" in refusal.reason
+    assert refusal.node is product
+
+
+def test_plain_nodes_are_taken() -> None:
+    graph = torch.fx.symbolic_trace(feedforward())
+
+    assert [InductorEngine().supports(node) for node in graph.graph.nodes] == [None] * 5
+
+
+def test_a_bf16_rest_keeps_the_output_type() -> None:
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    module = feedforward()
+
+    engine = InductorEngine(BF16).build(module, None, [(x,)])
+    in_time = InductorEngine(InductorEngineConfig(ahead_of_time=False, autocast_enabled=True))
+    in_time.build(module, None, [(x,)])
+
+    assert 1e-5 < error(engine.infer(x), module(x)) < 2e-2
+    assert 1e-5 < error(in_time.infer(x), module(x)) < 2e-2
+
+
+def test_a_fresh_process_computes_the_same_bytes(tmp_path: Path) -> None:
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    engine = InductorEngine().build(feedforward(), None, [(x,)], "cpu", tmp_path)
+    state = engine.to_dict()
+    torch.save(
+        {"state": {k: v for k, v in state.items() if k != "package"}, "x": x}, tmp_path / "s"
+    )
+    code = (
+        "import sys, torch; from pathlib import Path; from embedl_deploy.engines import *;"
+        "torch.set_num_threads(1); saved = torch.load(sys.argv[1]);"
+        "state = {**saved['state'], 'package': Path(sys.argv[2])};"
+        "engine = InductorEngine.from_dict(None, state); engine.deploy(None);"
+        "print(engine.infer(saved['x']).numpy().tobytes().hex())"
+    )
+
+    printed = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "s"), str(state["package"])],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+
+    output = engine.infer(x)
+    assert isinstance(output, Tensor)
+    assert printed == output.numpy().tobytes().hex()
+
+
+def test_a_missing_compiler_is_named() -> None:
+    from torch._inductor import config
+
+    with (
+        config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(BuildError, match=r"no C\+\+ compiler|found none \(tried no-such-compiler\)"),
+    ):
+        require_compiler()
+
+
+def test_ahead_of_time_needs_a_sample() -> None:
+    with pytest.raises(BuildError, match="needs a sample"):
+        InductorEngine().build(feedforward(), None, [])
