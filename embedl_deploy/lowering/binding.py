@@ -11,16 +11,14 @@ from inspect import Parameter as InspectParameter
 import torch
 
 from embedl_deploy.lowering.expressions import FUNCTIONS, linear_in, symbols_in
+from embedl_deploy.lowering.output_source import output_source
 from embedl_deploy.lowering.signature import (
     ConstantInput,
-    ConstantOutput,
     Parameter,
-    PassedInput,
     Result,
     Signature,
     Size,
     SizeInput,
-    SizeOutput,
     TensorInput,
 )
 from embedl_deploy.lowering.structure import (
@@ -29,7 +27,6 @@ from embedl_deploy.lowering.structure import (
     Structure,
     child_names,
     is_namedtuple,
-    keys_of,
     registered,
 )
 
@@ -91,7 +88,7 @@ class _Writer:
         lines += [f"        {line}" for line in self.body] or ["        pass"]
         lines += [f"    except {_MISFITS}:", f"        return {self.miss()}"]
         lines += [f"    {line}" for line in self.run()]
-        lines.append(f"    return {self.output(self.signature.output)}")
+        lines.append(f"    return {output_source(self.signature, self.constant, self.size_text)}")
         return "\n".join(lines) + "\n"
 
     def constant(self, value: object) -> str:
@@ -294,43 +291,7 @@ class _Writer:
         )
         results = "".join(f"_r{index}, " for index in range(count))
         call = f"{results}= _run({arguments})" if count else f"_run({arguments})"
-        return [
-            "if _grad_enabled():",
-            f"    with _no_grad(): {call}",
-            "else:",
-            f"    {call}",
-        ]
-
-    def output(self, structure: Structure) -> str:
-        """Returns the expression that builds the output."""
-        if isinstance(structure, Leaf):
-            return self.output_leaf(structure.index)
-        children = [self.output(child) for child in structure.children]
-        if structure.kind is tuple:
-            return f"({''.join(f'{child}, ' for child in children)})"
-        if structure.kind is list:
-            return f"[{', '.join(children)}]"
-        keys = keys_of(structure)
-        if structure.kind is dict and keys is not None:
-            pairs = zip(keys, children, strict=True)
-            return f"{{{', '.join(f'{key!r}: {child}' for key, child in pairs)}}}"
-        if is_namedtuple(structure.kind):
-            return f"{self.constant(structure.kind)}({', '.join(children)})"
-        build = self.constant(registered(structure.kind)[1])
-        context = self.constant(structure.context)
-        return f"{build}([{', '.join(children)}], {context})"
-
-    def output_leaf(self, index: int) -> str:
-        leaf = self.signature.outputs[index]
-        match leaf:
-            case Result():
-                return f"_r{leaf.index}"
-            case PassedInput():
-                return f"_v{leaf.index}"
-            case SizeOutput():
-                return self.size_text(leaf.size)
-            case ConstantOutput():
-                return self.constant(leaf.value)
+        return ["if _grad_enabled():", f"    with _no_grad(): {call}", "else:", f"    {call}"]
 
 
 def _symbol(name: str) -> str:

@@ -11,11 +11,11 @@ from typing import cast
 import torch
 from torch import SymBool, SymFloat, SymInt, Tensor
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.node import Argument
 from torch.utils import _pytree as pytree
 
 from embedl_deploy.errors import LoweringError
+from embedl_deploy.lowering.call_parameters import example_leaves, parameters_of
 from embedl_deploy.lowering.expressions import symbols_in
 from embedl_deploy.lowering.memory_format import format_of
 from embedl_deploy.lowering.signature import (
@@ -23,8 +23,6 @@ from embedl_deploy.lowering.signature import (
     ConstantOutput,
     InputLeaf,
     OutputLeaf,
-    Parameter,
-    ParameterKind,
     PassedInput,
     Result,
     Signature,
@@ -40,12 +38,8 @@ from embedl_deploy.lowering.sizes import (
     symbol_sources,
 )
 from embedl_deploy.lowering.structure import (
-    Branch,
     Structure,
-    StructureMismatchError,
-    keys_of,
     structure_of,
-    take_apart,
 )
 from embedl_deploy.tracing.structures import Template, pack
 
@@ -93,8 +87,8 @@ def core_of(
     """
     packed, _ = pack((tuple(args), dict(kwargs)))
     args, kwargs = cast("tuple[tuple[object, ...], dict[str, object]]", packed)
-    parameters, output = _parameters(graph_module, args, kwargs, python_signature)
-    examples = _example_leaves(parameters, args, kwargs)
+    parameters, output = parameters_of(graph_module, args, kwargs, python_signature)
+    examples = example_leaves(parameters, args, kwargs)
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     if len(placeholders) != len(examples):
         raise LoweringError(
@@ -128,111 +122,6 @@ def core_of(
 def _flat_output(is_tuple: bool, outputs: Sequence[OutputLeaf]) -> Structure:
     spec = pytree.tree_structure(tuple(range(len(outputs))) if is_tuple else 0)
     return structure_of(spec)
-
-
-def _parameters(
-    graph_module: GraphModule,
-    args: Sequence[object],
-    kwargs: Mapping[str, object],
-    python_signature: inspect.Signature | None,
-) -> tuple[tuple[Parameter, ...], Structure | None]:
-    """Returns the parameters of ``forward``, and the structure of the output if it is nested."""
-    codegen = graph_module.graph._codegen
-    if not isinstance(codegen, _PyTreeCodeGen):
-        names = [str(node.target) for node in graph_module.graph.nodes if node.op == "placeholder"]
-        spec = pytree.tree_structure((tuple(range(len(names))), {}))
-        return _named(names, structure_of(spec)), None
-    info = codegen.pytree_info
-    structure = structure_of(info.in_spec)
-    output = None if info.out_spec is None else structure_of(info.out_spec)
-    if python_signature is not None:
-        declared = _declared(python_signature, structure, args, kwargs)
-        if declared is not None:
-            return declared, output
-    return _named(info.orig_args, structure), output
-
-
-def _named(names: Sequence[str], structure: Structure) -> tuple[Parameter, ...]:
-    """Returns one parameter for each argument that was traced, under the name tracing gave it."""
-    positional, keyword = _halves(structure)
-    children = [*positional.children, *keyword.children]
-    keys = [str(key) for key in keys_of(keyword) or ()]
-    given = list(names)[: len(positional.children)]
-    given += [f"arg{i}" for i in range(len(given), len(positional.children))]
-    kind = ParameterKind.POSITIONAL_OR_KEYWORD
-    named = zip([*given, *keys], children, strict=True)
-    return tuple(Parameter(name, kind, child) for name, child in named)
-
-
-def _halves(structure: Structure) -> tuple[Branch, Branch]:
-    """Returns the structures of the positional and of the keyword arguments."""
-    if isinstance(structure, Branch) and len(structure.children) == 2:
-        positional, keyword = structure.children
-        if isinstance(positional, Branch) and isinstance(keyword, Branch):
-            return positional, keyword
-    raise LoweringError("the graph's inputs are not (args, kwargs): trace the model with trace()")
-
-
-def _declared(
-    signature: inspect.Signature,
-    structure: Structure,
-    args: Sequence[object],
-    kwargs: Mapping[str, object],
-) -> tuple[Parameter, ...] | None:
-    """Returns the model's own parameters; None if what was traced does not follow them."""
-    positional, keyword = _halves(structure)
-    keys = [str(key) for key in keys_of(keyword) or ()]
-    if len(positional.children) != len(args) or set(keys) != set(kwargs):
-        return None
-    named = dict(zip(keys, keyword.children, strict=True))
-    rest = list(positional.children)
-    found: list[Parameter] = []
-    for name, declared in signature.parameters.items():
-        child: Structure | None = None
-        if declared.kind is ParameterKind.VAR_POSITIONAL:
-            child, rest = (Branch(tuple, None, tuple(rest)) if rest else None), []
-        elif declared.kind is ParameterKind.VAR_KEYWORD:
-            child = Branch(dict, list(named), tuple(named.values())) if named else None
-            named = {}
-        elif rest and declared.kind is not ParameterKind.KEYWORD_ONLY:
-            child = rest.pop(0)
-        else:
-            child = named.pop(name, None)
-        has_default = declared.default is not inspect.Parameter.empty
-        default: object = declared.default if has_default else None
-        found.append(Parameter(name, declared.kind, child, has_default, default))
-    return None if rest or named else tuple(found)
-
-
-def _example_leaves(
-    parameters: Sequence[Parameter], args: Sequence[object], kwargs: Mapping[str, object]
-) -> list[tuple[str, object]]:
-    """Returns (name, value) of each leaf of the example arguments, in placeholder order."""
-    shell = inspect.Signature(
-        [
-            inspect.Parameter(
-                p.name, p.kind, default=p.default if p.has_default else inspect.Parameter.empty
-            )
-            for p in parameters
-        ]
-    )
-    try:
-        bound = shell.bind(*args, **kwargs)
-    except TypeError as error:
-        raise LoweringError(f"the example arguments do not fit the model: {error}") from error
-    bound.apply_defaults()
-    leaves: dict[int, tuple[str, object]] = {}
-    for parameter in parameters:
-        if parameter.structure is None:
-            continue
-        try:
-            parts = take_apart(parameter.structure, bound.arguments[parameter.name], parameter.name)
-            leaves.update({index: (name, value) for index, name, value in parts})
-        except StructureMismatchError as error:
-            raise LoweringError(
-                f"the example arguments differ from those the model was traced with: {error}"
-            ) from error
-    return [leaves[index] for index in sorted(leaves)]
 
 
 def _input_leaf(node: Node, value: object, name: str) -> InputLeaf:
