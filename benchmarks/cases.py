@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from embedl_deploy.quantize import CalibrationMethod
+
 
 @dataclass(frozen=True)
 class Case:
@@ -11,6 +13,9 @@ class Case:
     source: str
     calibration_inputs: int = 32
     test_inputs: int = 8
+    ranges: CalibrationMethod = CalibrationMethod.MINMAX
+    """How ranges of activations are found."""
+
     expected_kernels: dict[str, int] | None = None
     """Kernels per call that int8 must run, as the profiler counts them."""
 
@@ -22,7 +27,11 @@ CASES = (
     Case(
         "ResNet-50, batch 1, 224×224",
         "torchvision:resnet50",
-        expected_kernels={"qconv": 53, "qlinear": 1},
+        ranges: CalibrationMethod = CalibrationMethod.MINMAX
+    """How ranges of activations are found."""
+
+    expected_kernels={"qconv": 53, "qlinear": 1},
+        ranges=CalibrationMethod.HISTOGRAM,
         compare_nncf=True,
     ),
     Case("ViT-B/16, batch 1, 224×224", "torchvision:vit_b_16", calibration_inputs=16),

@@ -28,7 +28,7 @@ from embedl_deploy.cli.baselines import (
 )
 from embedl_deploy.cli.console import Screen, quiet_libraries
 from embedl_deploy.cli.model_sources import LoadedModel, load_model
-from embedl_deploy.cli.options import DEFAULT_BACKEND, RunPrecision
+from embedl_deploy.cli.options import DEFAULT_BACKEND, RunPrecision, quant_config
 from embedl_deploy.cli.pipeline import lowered, rewritten
 from embedl_deploy.graph.distance import relative_error
 from embedl_deploy.report.tables import facts_table, timings_table
@@ -76,6 +76,7 @@ def run_case(case: Case, seconds: float, screen: Screen) -> dict[str, JsonValue]
             loaded.kwargs,
             backend=DEFAULT_BACKEND,
             calibration=list(loaded.random_inputs(case.calibration_inputs)),
+            config=quant_config(case.ranges),
         )
         for name, precision in ((INT8, RunPrecision.INT8), (INT8_FP32, RunPrecision.INT8_FP32)):
             candidates[name] = lowered(graph.graph, loaded.args, loaded.kwargs, precision)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from embedl_deploy.backends.registry import discover_backends
+from embedl_deploy.quantization import CalibrationMethod, QuantConfig, TensorQuantConfig
 
 DEFAULT_BACKEND = "inductor"
 
@@ -100,6 +101,22 @@ PrecisionOption = Annotated[
         help="int8: the rest in bfloat16; int8-fp32: the rest in float32; or all in one.",
     ),
 ]
+
+
+RangeOption = Annotated[
+    CalibrationMethod,
+    typer.Option(
+        "--range",
+        help="How an activation's range is found: minmax keeps outliers, which transformers "
+        "need; histogram clips them, which suits convolutional nets.",
+    ),
+]
+
+
+def quant_config(method: CalibrationMethod) -> QuantConfig:
+    """Returns the library's configuration with this way to find the ranges of activations."""
+    activation = TensorQuantConfig(symmetric=False, calibration_method=method)
+    return QuantConfig(activation=activation)
 
 
 def input_shapes(texts: list[str] | None) -> tuple[tuple[int, ...], ...]:

@@ -24,14 +24,17 @@ from embedl_deploy.cli.options import (
     JsonOption,
     ModelArgument,
     OutputOption,
+    RangeOption,
     RunPrecision,
     SamplesOption,
     SeedOption,
     input_shapes,
+    quant_config,
 )
 from embedl_deploy.cli.output_files import require_writable, write_json
 from embedl_deploy.cli.pipeline import lowered, rewritten
 from embedl_deploy.graph.distance import relative_error
+from embedl_deploy.quantize import CalibrationMethod
 from embedl_deploy.report.tables import timings_table
 from embedl_deploy.tuning.machine import JsonValue, machine_info
 from embedl_deploy.tuning.measure import measure_in_rotation, speedups, timed
@@ -48,6 +51,7 @@ def bench_command(
     backend: BackendOption = DEFAULT_BACKEND,
     inputs: InputsOption = None,
     data: DataOption = None,
+    ranges: RangeOption = CalibrationMethod.MINMAX,
     samples: SamplesOption = 16,
     seconds: Annotated[
         float, typer.Option(help="When to stop measuring, after three rounds at least.")
@@ -66,7 +70,12 @@ def bench_command(
         batches = calibration_inputs(loaded, data, samples) if wanted.is_integer else None
         with screen.step(f"building for {backend} in {wanted.value}"):
             graph = rewritten(
-                loaded.model, loaded.args, loaded.kwargs, backend=backend, calibration=batches
+                loaded.model,
+                loaded.args,
+                loaded.kwargs,
+                backend=backend,
+                calibration=batches,
+                config=quant_config(ranges),
             )
             candidates[f"embedl_deploy {wanted.value}"] = lowered(
                 graph.graph, loaded.args, loaded.kwargs, wanted

