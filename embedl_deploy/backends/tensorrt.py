@@ -21,7 +21,7 @@ from embedl_deploy.patterns.quantized import (
     QuantizeNormLinear,
     QuantizeResidual,
 )
-from embedl_deploy.patterns.smooth import MoveOutliersIntoLinears
+from embedl_deploy.patterns.smooth import MoveOutliersIntoLinears, ScaleBeforeLinears
 from embedl_deploy.quantization.placement import Decision, Placement
 from embedl_deploy.quantization.precision import Precision
 from embedl_deploy.rewriting.backend import Backend
@@ -39,7 +39,7 @@ TENSORRT = Backend(
         FuseLinearActivation,
         FuseAttention,
     ),
-    smooth_patterns=(MoveOutliersIntoLinears,),
+    smooth_patterns=(MoveOutliersIntoLinears, ScaleBeforeLinears),
     quantized_patterns=(
         QuantizeConv,
         QuantizeLinear,

@@ -80,9 +80,7 @@ class QuantConfig:
     """Everything ``quantize`` is told about precision."""
 
     activation: TensorQuantConfig | None = field(
-        default_factory=lambda: TensorQuantConfig(
-            symmetric=False, calibration_method=CalibrationMethod.HISTOGRAM
-        )
+        default_factory=lambda: TensorQuantConfig(symmetric=False)
     )
     """``None`` leaves activations in float (weight-only quantization)."""
 
@@ -92,8 +90,9 @@ class QuantConfig:
     """``None`` leaves weights in float."""
 
     skip: ModulesToSkip = field(default_factory=ModulesToSkip)
-    smooth: SmoothQuantConfig | None = None
-    """``None`` leaves outliers where they are."""
+    smooth: SmoothQuantConfig | None = field(default_factory=SmoothQuantConfig)
+    """``None`` leaves outliers where they are. The default, with min-max ranges, takes the mean
+    cosine of all-MiniLM-L6-v2's embeddings from 0.9933 to 0.9982."""
 
     bias_correction: bool = True
     """Biases make up for what rounding the weights does to the mean output. Costs no pass of its

@@ -49,32 +49,34 @@ def smoothing_factors(activation_peaks: Tensor, weight_peaks: Tensor, strength: 
     return torch.where(usable, factors, torch.ones_like(factors))
 
 
-def smoothed_error(
+def smoothed_errors(
     rows: Tensor,
     weights: Sequence[Tensor],
-    factors: Tensor,
+    candidates: Sequence[Tensor],
     grid: QuantGrid,
     quantizers: Sequence[WeightFakeQuantize],
-) -> float:
-    """Returns the relative squared error of linear layers that run quantized and smoothed.
+) -> list[float]:
+    """Returns the squared error of linear layers that run quantized, for each choice of factors.
 
-        Σ_layers |x Wᵀ - Q(x / s) Q(W s)ᵀ|² / Σ_layers |x Wᵀ|²
+        Σ_layers |x Wᵀ - Q(x / s) Q(W s)ᵀ|²
 
     Args:
         rows: A sample of what the layers read. Shape (rows, in).
         weights: One per layer, shape (out, in).
-        factors: Shape (in,). Ones give the error without smoothing.
+        candidates: Factors s to try, shape (in,) each. Ones give the error without smoothing.
         grid: The codes of the activation; its range is that of the sample.
         quantizers: One per weight.
     """
     rows = rows.float()
-    smoothed = rows / factors
-    scale, zero_point = scale_and_zero_point(smoothed.amin(), smoothed.amax(), grid)
-    rounded = fake_quantize(smoothed, scale, zero_point, grid)
-    lost, whole = 0.0, 0.0
-    for weight, quantizer in zip(weights, quantizers, strict=True):
-        reference = rows @ weight.float().t()
-        found = rounded @ quantizer(weight.float() * factors).t()
-        lost += float((found - reference).square().sum())
-        whole += float(reference.square().sum())
-    return lost / whole if whole > 0 else 0.0
+    references = [rows @ weight.float().t() for weight in weights]
+    errors: list[float] = []
+    for factors in candidates:
+        smoothed = rows / factors
+        scale, zero_point = scale_and_zero_point(smoothed.amin(), smoothed.amax(), grid)
+        rounded = fake_quantize(smoothed, scale, zero_point, grid)
+        lost = 0.0
+        for weight, quantizer, reference in zip(weights, quantizers, references, strict=True):
+            found = rounded @ quantizer(weight.float() * factors).t()
+            lost += float((found - reference).square().sum())
+        errors.append(lost)
+    return errors
