@@ -13,13 +13,17 @@ from embedl_deploy.graph.distance import relative_error
 from embedl_deploy.graph.record import has_record
 from embedl_deploy.graph.structure import to_networkx
 from embedl_deploy.graph.text import graph_text
-from embedl_deploy.rewriting import PassRecord, Pattern, PatternMatch, apply_patterns
+from embedl_deploy.pattern_checks import PatternCheck, check_pattern
+from embedl_deploy.pattern_checks.random_values import randomize
+from embedl_deploy.rewriting import PassRecord, Pattern, apply_patterns
 from embedl_deploy.rewriting.expected import expected_graph
 from embedl_deploy.rewriting.verify import Verifier
 from embedl_deploy.tracing import trace
 
 __all__ = [
+    "PatternCheck",
     "assert_same_graph",
+    "check_pattern",
     "check_refusal",
     "check_rewrite",
     "graph_text",
@@ -136,17 +140,6 @@ def assert_same_graph(first: GraphModule, second: GraphModule) -> None:
         raise AssertionError(
             f"the graphs differ. Got:\n{graph_text(first)}\n\nexpected:\n{graph_text(second)}"
         )
-
-
-def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Fills every float parameter and buffer with random numbers from [0.5, 1.5), in place."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.is_floating_point():
-                drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-                tensor.copy_(drawn + 0.5)
-    return module
 
 
 def _as_args(example: Example) -> tuple[object, ...]:

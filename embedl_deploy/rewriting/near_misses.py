@@ -21,7 +21,7 @@ _MOST_DIFFERENCES = 2
 
 _Rank = tuple[int, int, int, Node]
 
-_LIKELIHOOD: dict[Aspect, int] = {"extra": 2, "link": 3}
+_LIKELIHOOD: dict[Aspect, int] = {"value": 2, "extra": 2, "link": 3}
 """Ranks equal numbers of differences: a wrong node is likelier than one too many or missing."""
 
 
@@ -100,7 +100,9 @@ def _at(
     best: tuple[_Rank, NearMiss] | None = None
     for attempt in _attempts(tree, root):
         touched = {item.node for item in attempt.differences} | {n.name for n in attempt.fitting}
-        if not attempt.fitting or (around is not None and around.name not in touched):
+        if not attempt.fitting and root is not around:
+            continue
+        if around is not None and around.name not in touched:
             continue
         rank = _rank(attempt, root)
         if best is None or rank < best[0]:

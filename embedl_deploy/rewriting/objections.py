@@ -72,7 +72,7 @@ def wrong_target(node: Node, expected: str) -> Difference:
     """Returns the difference of a node that runs something else."""
     if node.op in ("placeholder", "get_attr"):
         cure = f"compute it with {expected}, or end the tree here with Input()"
-        return differ("target", node, expected, short_label(node), cure)
+        return differ("value", node, expected, short_label(node), cure)
     cure = f"use {expected} there, or admit it in the tree: a tuple (…, …) lists alternatives"
     return differ("target", node, expected, short_label(node), cure)
 

@@ -7,7 +7,7 @@ from torch.fx import Node
 from embedl_deploy.graph.nodes import is_call, module_of, shape_of
 from embedl_deploy.modules import LinearAsConv1x1
 from embedl_deploy.modules.kinds import ACTIVATIONS, DROPOUTS
-from embedl_deploy.patterns.shapes import is_one
+from embedl_deploy.patterns.shapes import is_one, same_shape
 from embedl_deploy.rewriting import Chain, Maybe, Op, Pattern, PatternMatch, Phase, Refusal
 
 _ATEN = torch.ops.aten
@@ -16,7 +16,9 @@ _ATEN = torch.ops.aten
 def _drops_positions(node: Node) -> bool:
     """Tells whether (batch, channels, height, width) becomes (batch, channels × positions)."""
     before, after = shape_of(node.all_input_nodes[0]), shape_of(node)
-    return before is not None and after is not None and len(before) == 4 and len(after) == 2
+    if before is None or after is None or len(before) != 4 or len(after) != 2:
+        return False
+    return same_shape(before[:1], after[:1])
 
 
 def _averages_positions(node: Node) -> bool:

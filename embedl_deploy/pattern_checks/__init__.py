@@ -1,0 +1,5 @@
+"""Generated graphs for the tests of patterns; the public door is ``embedl_deploy.testing``."""
+
+from embedl_deploy.pattern_checks.check import PatternCheck, check_pattern
+
+__all__ = ["PatternCheck", "check_pattern"]

@@ -1,0 +1,248 @@
+"""Checks a pattern on generated graphs and on near misses of them."""
+
+import copy
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from random import Random
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from embedl_deploy.errors import MissingDependencyError
+from embedl_deploy.graph.traced_module import TracedModule
+from embedl_deploy.pattern_checks.assertions import (
+    PatternFailureError,
+    assert_commutes,
+    assert_right,
+    first_match,
+)
+from embedl_deploy.pattern_checks.growing import CannotGrowError, grow
+from embedl_deploy.pattern_checks.mutations import MUTATIONS, Mutation
+from embedl_deploy.pattern_checks.random_values import randomize
+from embedl_deploy.rewriting.near_misses import near_misses, refused_site, whole_matches
+from embedl_deploy.rewriting.pattern import Pattern, instances
+from embedl_deploy.rewriting.phase import Phase
+from embedl_deploy.tracing import trace
+
+Example = tuple[nn.Module, tuple[object, ...]]
+"""A model in which the pattern fits, and its inputs."""
+
+_MOST_DRAWS = 60
+_SHARE_COMMUTED = 0.5
+
+
+@dataclass
+class PatternCheck:
+    """What ``check_pattern`` tried."""
+
+    pattern: str
+    """Kebab-case name of the pattern."""
+
+    positives: int = 0
+    """Graphs in which the pattern was applied, and stayed right."""
+
+    refused: Counter[str] = field(default_factory=Counter[str])
+    """Generated graphs that the pattern declined, by reason."""
+
+    mutations: Counter[str] = field(default_factory=Counter[str])
+    """Near misses by kind."""
+
+    applied: Counter[str] = field(default_factory=Counter[str])
+    """Near misses, by kind, to which the pattern was rightly applied all the same."""
+
+    unexplained: list[str] = field(default_factory=list[str])
+    """Near misses whose explanation names none of the nodes that were changed."""
+
+    @property
+    def explained_share(self) -> float:
+        """Share of the declined near misses whose explanation names what was changed."""
+        declined = self.mutations.total() - self.applied.total()
+        return 1.0 if declined == 0 else 1.0 - len(self.unexplained) / declined
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.mutations.items()))
+        return (
+            f"{self.pattern}: right in {self.positives} graphs, declined "
+            f"{self.refused.total()}; near misses: {kinds or 'none'}; "
+            f"{self.explained_share:.0%} of those declined are explained"
+        )
+
+
+def check_pattern(
+    pattern: type[Pattern] | Pattern,
+    *,
+    others: Sequence[type[Pattern] | Pattern] = (),
+    examples: Sequence[Example] = (),
+    max_examples: int = 20,
+) -> PatternCheck:
+    """Asserts that a pattern is right wherever it applies, on graphs made from its own tree.
+
+    In each graph it must apply or say why not, keep the outputs within its tolerance, leave
+    recorded values and provenance, find nothing more to do afterwards, and give the same result
+    whichever of it and ``others`` is listed first, or a refusal that says why not. Then each
+    graph is changed a little (an extra reader, swapped operands, another literal, dtype, input,
+    batch, mode or module), and the same must hold.
+
+    Args:
+        pattern: The rule.
+        others: The patterns that it runs among, its backend's.
+        examples: Models in which it fits, for rules that match by hand and for conditions that
+            no made-up graph meets.
+        max_examples: How many graphs to make.
+
+    Returns:
+        What was tried.
+
+    Raises:
+        AssertionError: The pattern is wrong somewhere; the message holds the graph.
+        MissingDependencyError: hypothesis is not installed.
+    """
+    (rule,) = instances([pattern])
+    result = PatternCheck(rule.name)
+    rivals = tuple(rival for rival in instances(others) if rival.phase is rule.phase)
+    for model, args in examples:
+        graph_module = trace(randomize(copy.deepcopy(model)), args)
+        assert isinstance(graph_module, TracedModule), "what tracing returns"
+        _check_one(rule, rivals, graph_module, Random(0), result)
+    if rule.tree is not None and type(rule).match is Pattern.match:
+        _check_generated(rule, rivals, max_examples, result)
+    if result.positives == 0:
+        reasons = "; ".join(result.refused) or "no made-up graph meets its conditions"
+        raise AssertionError(
+            f"{rule.name} was never applied, so nothing was checked ({reasons}): "
+            "give examples=[(model, args)]"
+        )
+    return result
+
+
+def _check_generated(
+    rule: Pattern, rivals: tuple[Pattern, ...], max_examples: int, result: PatternCheck
+) -> None:
+    if find_spec("hypothesis") is None:
+        raise MissingDependencyError(
+            "check_pattern needs hypothesis: pip install 'embedl-deploy[dev]'"
+        )
+    from hypothesis import HealthCheck, given, settings
+    from hypothesis import Phase as Step
+    from hypothesis import strategies as st
+
+    @settings(
+        max_examples=max_examples,
+        deadline=None,
+        derandomize=True,
+        # A seed has no smaller seed worth looking for.
+        phases=(Step.generate,),
+        database=None,
+        suppress_health_check=tuple(HealthCheck),  # pyright: ignore[reportArgumentType]  # iterating over an Enum gives its members
+    )
+    @given(st.integers(0, 2**32 - 1))
+    def run(seed: int) -> None:
+        graph_module = _fitting_graph(rule, seed)
+        if graph_module is not None:
+            randomize(graph_module)
+            _check_one(rule, rivals, graph_module, Random(seed), result)
+
+    with _quiet():
+        run()
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Keeps torch from telling about each made-up graph that it does not take."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _fitting_graph(rule: Pattern, seed: int) -> TracedModule | None:
+    """Returns a graph in which the whole tree fits, None if none is found."""
+    assert rule.tree is not None, "only rules with a tree come here"
+    refused: TracedModule | None = None
+    for attempt in range(_MOST_DRAWS):
+        try:
+            graph_module, _ = grow(rule.tree, Random(seed + attempt * 7919))
+        except CannotGrowError:
+            continue
+        match = first_match(rule, graph_module)
+        if match is not None and match.refusal is None:
+            return graph_module
+        if match is not None and refused is None:
+            refused = graph_module
+    return refused
+
+
+def _check_one(
+    rule: Pattern,
+    rivals: tuple[Pattern, ...],
+    base: TracedModule,
+    random: Random,
+    result: PatternCheck,
+) -> None:
+    match = first_match(rule, base)
+    if match is None:
+        raise PatternFailureError(f"{rule.name} does not fit in its own example", base)
+    names = [node.name for node in match.nodes]
+    record = assert_right(rule, base)
+    if not record.applied:
+        result.refused.update(site.reason or "" for site in record.refused)
+        return
+    result.positives += 1
+    if rule.phase is not Phase.QUANTIZATION and random.random() < _SHARE_COMMUTED:
+        assert_commutes(rule, rivals, base)
+    for mutation in MUTATIONS:
+        _check_mutation(rule, copy.deepcopy(base), names, mutation, random, result)
+
+
+def _check_mutation(
+    rule: Pattern,
+    graph_module: TracedModule,
+    names: list[str],
+    mutation: Mutation,
+    random: Random,
+    result: PatternCheck,
+) -> None:
+    nodes = [node for node in graph_module.graph.nodes if node.name in names]
+    try:
+        changed = mutation.mutate(graph_module, nodes, random)
+    except Exception:  # noqa: BLE001  # the change makes a program that torch does not take
+        return
+    if not changed:
+        return
+    result.mutations[mutation.name] += 1
+    blamed = set(_blamed(rule, graph_module, changed))
+    if assert_right(rule, graph_module, but=mutation.name).applied:
+        result.applied[mutation.name] += 1
+    elif not blamed & {*changed}:
+        result.unexplained.append(f"{mutation.name} of {', '.join(changed)}: {sorted(blamed)}")
+
+
+def _blamed(rule: Pattern, graph_module: GraphModule, changed: Sequence[str]) -> Iterator[str]:
+    """Yields the nodes that the first explanation names; nothing where the rule applies."""
+    nodes: list[Node] = list(graph_module.graph.nodes)
+    calls = [node for node in nodes if node.op.startswith("call_")]
+    whole = list(whole_matches(rule, graph_module, calls))
+    if any(match.refusal is None for match in whole):
+        return
+    refused = [refused_site(rule, match) for match in whole]
+    misses = refused or list(near_misses(rule, graph_module))
+    if not misses:
+        # Nothing comes near: what the user would then ask is why not here.
+        around = next(node for node in nodes if node.name in changed)
+        misses = list(near_misses(rule, graph_module, around))
+    if not misses:
+        return
+    for difference in misses[0].differences:
+        yield difference.node
+        # A literal or a link is named at the node that reads it or stands before it.
+        yield from (name for name in changed if f"%{name}" in difference.found)

@@ -1,0 +1,169 @@
+"""Near misses: small changes to a graph in which a pattern fits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.fx.node import Argument
+
+from embedl_deploy.graph.nodes import dtype_of, module_of, shape_of, value_of
+from embedl_deploy.graph.traced_module import TracedModule
+from embedl_deploy.graph.values import infer_value
+from embedl_deploy.pattern_checks.sketch import cast_inputs, infer_again, make_batch_dynamic
+
+Mutated = tuple[str, ...]
+"""Names of the nodes that were changed; () where the mutation does not apply."""
+
+Mutate = Callable[[TracedModule, list[Node], Random], Mutated]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A kind of near miss."""
+
+    name: str
+    """What changes."""
+
+    mutate: Mutate
+    """Changes a graph in place; gets the nodes that the match consumes."""
+
+
+def _extra_reader(graph_module: TracedModule, nodes: list[Node], random: Random) -> Mutated:
+    inner = [node for node in nodes[:-1] if isinstance(value_of(node), Tensor)]
+    if not inner:
+        return ()
+    node = random.choice(inner)
+    (output,) = graph_module.graph.find_nodes(op="output")
+    with graph_module.graph.inserting_before(output):
+        extra = graph_module.graph.call_function(torch.ops.aten.clone.default, (node,))
+    extra.meta["val"] = infer_value(extra)
+    output.args = ((*_outputs(output), extra),)
+    return (node.name,)
+
+
+def _swapped_operands(graph_module: TracedModule, nodes: list[Node], random: Random) -> Mutated:
+    binary = [node for node in nodes if sum(isinstance(a, Node) for a in node.args[:2]) == 2]
+    if not binary:
+        return ()
+    node = random.choice(binary)
+    node.args = (node.args[1], node.args[0], *node.args[2:])
+    infer_again(graph_module)
+    return (node.name,)
+
+
+def _changed_literal(graph_module: TracedModule, nodes: list[Node], random: Random) -> Mutated:
+    places = [
+        (node, position)
+        for node in nodes
+        for position, value in enumerate(node.args)
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    ]
+    if not places:
+        return ()
+    node, position = random.choice(places)
+    value = node.args[position]
+    assert isinstance(value, (int, float)), "chosen so"
+    changed: list[Argument] = list(node.args)
+    changed[position] = value * 2 + 1
+    node.args = tuple(changed)
+    infer_again(graph_module)
+    return (node.name,)
+
+
+def _other_dtype(graph_module: TracedModule, nodes: list[Node], random: Random) -> Mutated:
+    cast_inputs(graph_module, random.choice((torch.float64, torch.bfloat16)))
+    return tuple(node.name for node in nodes)
+
+
+def _aliased_inputs(graph_module: TracedModule, nodes: list[Node], random: Random) -> Mutated:
+    del random
+    inputs = graph_module.graph.find_nodes(op="placeholder")
+    for position, first in enumerate(inputs):
+        for second in inputs[position + 1 :]:
+            if shape_of(first) == shape_of(second):
+                second.replace_all_uses_with(first)
+                return tuple(node.name for node in nodes)
+    return ()
+
+
+def _dynamic_batch(graph_module: TracedModule, nodes: list[Node], random: Random) -> Mutated:
+    del random
+    make_batch_dynamic(graph_module)
+    return tuple(node.name for node in nodes)
+
+
+def _training_mode(graph_module: TracedModule, nodes: list[Node], random: Random) -> Mutated:
+    del random
+    modules = [module for node in nodes if (module := module_of(node)) is not None]
+    if not modules:
+        return ()
+    graph_module.training = True
+    for module in modules:
+        module.train()
+    return tuple(node.name for node in nodes if module_of(node) is not None)
+
+
+def _shared_module(graph_module: TracedModule, nodes: list[Node], random: Random) -> Mutated:
+    """Calls one of the modules a second time, on another input."""
+    calls = [node for node in nodes if module_of(node) is not None and len(node.args) == 1]
+    if not calls:
+        return ()
+    node = random.choice(calls)
+    (output,) = graph_module.graph.find_nodes(op="output")
+    with graph_module.graph.inserting_before(output):
+        read = node.all_input_nodes[0]
+        other = graph_module.graph.call_function(torch.ops.aten.neg.default, (read,))
+        again = graph_module.graph.call_module(str(node.target), (other,))
+    for new in (other, again):
+        new.meta["val"] = infer_value(new)
+    output.args = ((*_outputs(output), again),)
+    return (node.name, read.name)
+
+
+def _other_module(graph_module: TracedModule, nodes: list[Node], random: Random) -> Mutated:
+    """Puts a module there that no pattern names."""
+    calls = [node for node in nodes if module_of(node) is not None and _keeps_shape(node)]
+    if not calls:
+        return ()
+    node = random.choice(calls)
+    graph_module.add_module("stranger", _Stranger())
+    node.target = "stranger"
+    node.args = node.args[:1]
+    infer_again(graph_module)
+    return (node.name,)
+
+
+class _Stranger(nn.Module):
+    """Keeps the shape of its input and nothing else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin() * 0.7
+
+
+def _keeps_shape(node: Node) -> bool:
+    before = node.all_input_nodes[0]
+    same_shape = shape_of(before) is not None and shape_of(before) == shape_of(node)
+    return same_shape and dtype_of(before) == dtype_of(node)
+
+
+def _outputs(output: Node) -> tuple[Argument, ...]:
+    returned = output.args[0]
+    assert isinstance(returned, (tuple, list)), "sketches return tuples"
+    return tuple(returned)
+
+
+MUTATIONS = (
+    Mutation("extra reader", _extra_reader),
+    Mutation("swapped operands", _swapped_operands),
+    Mutation("changed literal", _changed_literal),
+    Mutation("other dtype", _other_dtype),
+    Mutation("aliased inputs", _aliased_inputs),
+    Mutation("dynamic batch", _dynamic_batch),
+    Mutation("training mode", _training_mode),
+    Mutation("shared module", _shared_module),
+    Mutation("other module", _other_module),
+)
+"""Every near miss that ``check_pattern`` makes."""

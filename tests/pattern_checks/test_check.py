@@ -1,0 +1,153 @@
+import pytest
+import torch
+from torch import nn
+from torch.fx import Node
+
+from embedl_deploy.graph.nodes import bound_arguments, shape_of
+from embedl_deploy.modules import FusedConvBN, fused_conv
+from embedl_deploy.rewriting import (
+    Chain,
+    Fork,
+    Input,
+    Literal,
+    Maybe,
+    Named,
+    Op,
+    Pattern,
+    PatternMatch,
+    Phase,
+    Refusal,
+    Wildcard,
+)
+from embedl_deploy.testing import check_pattern
+
+ATEN = torch.ops.aten
+
+
+class MergeConvNorm(Pattern):
+    """Right."""
+
+    phase = Phase.FUSION
+    tree = Chain(conv=nn.Conv2d, norm=nn.BatchNorm2d)
+
+    def replace(self, match: PatternMatch) -> Node:
+        conv, norm = match.module("conv", nn.Conv2d), match.module("norm", nn.BatchNorm2d)
+        return match.call_module(fused_conv(conv, norm), match["conv"].args[0])
+
+
+class DropNorm(MergeConvNorm):
+    """Wrong: leaves the norm out."""
+
+    def replace(self, match: PatternMatch) -> Node:
+        return match["conv"]
+
+
+class FoldOfEvalStatistics(MergeConvNorm):
+    """Wrong in training mode: folds the running statistics."""
+
+    def replace(self, match: PatternMatch) -> Node:
+        conv, norm = match.module("conv", nn.Conv2d), match.module("norm", nn.BatchNorm2d)
+        fused = FusedConvBN(conv, norm)
+        norm.eval()
+        return match.call_module(fused, match["conv"].args[0])
+
+
+class SwapDifference(Pattern):
+    """Wrong: takes x - relu(y) for relu(y) - x."""
+
+    phase = Phase.FUSION
+    tree = Fork(ATEN.sub.Tensor, Named("act", nn.ReLU), Named("x", Input()))
+
+    def replace(self, match: PatternMatch) -> Node:
+        doubled = match.call_function(ATEN.neg.default, match["x"])
+        return match.call_function(ATEN.add.Tensor, match["act"], doubled)
+
+
+class OverlookLiteral(Pattern):
+    """Wrong: takes any power for a square."""
+
+    phase = Phase.CONVERSION
+    tree = Chain(power=ATEN.pow.Tensor_Scalar)
+
+    def replace(self, match: PatternMatch) -> Node:
+        base = match.root.args[0]
+        return match.call_function(ATEN.mul.Tensor, base, base)
+
+
+class NeverEnds(Pattern):
+    """Wrong: finds its own result again."""
+
+    phase = Phase.FUSION
+    tree = Chain(act=nn.ReLU)
+
+    def replace(self, match: PatternMatch) -> Node:
+        return match.call_module(nn.ReLU(), match.root.args[0])
+
+
+class SquareByProduct(OverlookLiteral):
+    """Right: captures the literal and looks at it."""
+
+    tree = Op(ATEN.pow.Tensor_Scalar, Named("base", Input()), Literal("exponent"))
+
+    def check(self, match: PatternMatch) -> Refusal | None:
+        exponent = match.literal("exponent")
+        return None if exponent == 2 else Refusal(f"the power is {exponent}", match.root)
+
+
+class SkipIdentities(Pattern):
+    """Right: leaves out a run of modules that change nothing."""
+
+    phase = Phase.FUSION
+    tree = Chain(
+        linear=Op(nn.Linear, where=lambda node: len(shape_of(node) or ()) == 3),
+        run=Wildcard((nn.Identity,), "{1,2}"),
+        drop=Maybe(nn.Dropout),
+        last=nn.Sigmoid,
+    )
+
+    def check(self, match: PatternMatch) -> Refusal | None:
+        return Refusal("there is a dropout", match.root) if "drop" in match else None
+
+    def replace(self, match: PatternMatch) -> dict[Node, Node]:
+        return {match.root: match.call_module(nn.Sigmoid(), match["linear"])}
+
+
+@pytest.mark.parametrize("pattern", [MergeConvNorm, SquareByProduct])
+def test_a_right_pattern_passes(pattern: type[Pattern]) -> None:
+    result = check_pattern(pattern, max_examples=5)
+
+    assert result.positives > 0
+    assert result.mutations.total() > 0
+    assert result.unexplained == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        (DropNorm, "rolled back"),
+        (FoldOfEvalStatistics, "with training mode"),
+        (SwapDifference, "rolled back"),
+        (OverlookLiteral, "rolled back"),
+        (NeverEnds, "it rewrites its own result"),
+    ],
+)
+def test_a_wrong_pattern_is_caught_with_its_graph(pattern: type[Pattern], says: str) -> None:
+    with pytest.raises(AssertionError, match=says) as caught:
+        check_pattern(pattern, max_examples=6)
+
+    assert "%input_1" in str(caught.value)
+
+
+def test_asks_for_examples_where_nothing_fits() -> None:
+    class Impossible(MergeConvNorm):
+        tree = Chain(conv=Op(nn.Conv2d, where=lambda node: "never" in bound_arguments(node)))
+
+    with pytest.raises(AssertionError, match=r"give examples=\[\(model, args\)\]"):
+        check_pattern(Impossible, max_examples=2)
+
+
+def test_runs_and_optional_links_are_made_up_too() -> None:
+    result = check_pattern(SkipIdentities, max_examples=6)
+
+    assert result.positives > 0
+    assert "right in" in str(result)
