@@ -27,10 +27,7 @@ CASES = (
     Case(
         "ResNet-50, batch 1, 224×224",
         "torchvision:resnet50",
-        ranges: CalibrationMethod = CalibrationMethod.MINMAX
-    """How ranges of activations are found."""
-
-    expected_kernels={"qconv": 53, "qlinear": 1},
+        expected_kernels={"qconv": 53, "qlinear": 1},
         ranges=CalibrationMethod.HISTOGRAM,
         compare_nncf=True,
     ),
