@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -23,6 +24,9 @@ from embedl_deploy.tracing import trace
 
 FORMAT = 1
 """Version of the file format."""
+
+_WAYS_TO_FIND = 3
+"""How many likenesses a site has; all sites are sought by the surest before the next is tried."""
 
 P = TypeVar("P", bound=TransformationPlan)
 Entry = dict[str, object]
@@ -113,7 +117,22 @@ def _read(path: Path) -> Entry:
         raise PlanError(f"{path} is no plan: {error}") from error
     if not isinstance(content, dict) or cast("Entry", content).get("format") != FORMAT:
         raise PlanError(f"{path} is no plan of format {FORMAT}, which this version reads")
+    lost = _lost_keys(cast("Entry", content))
+    if lost:
+        raise PlanError(f"{path} is damaged: it lacks {lost}")
     return cast("Entry", content)
+
+
+def _lost_keys(content: Entry) -> str:
+    """Returns which required keys a plan's content lacks, "" if none."""
+    top = [key for key in ("backend", "patterns", "sites") if key not in content]
+    if top:
+        return ", ".join(top)
+    for number, entry in enumerate(cast("list[Entry]", content["sites"])):
+        lost = [key for key in ("stage", "pattern", "site", "nodes", "apply") if key not in entry]
+        if lost:
+            return f"{', '.join(lost)} of site {number}"
+    return ""
 
 
 def _patterns_named(names: list[str], path: Path) -> tuple[Pattern, ...]:
@@ -141,17 +160,34 @@ def _transfer(entries: list[Entry], plan: TransformationPlan) -> tuple[str, ...]
     for key in open_sites:
         for likeness in _likenesses(key, details.get(key, {})):
             by_likeness.setdefault(likeness, []).append(key)
-    missing: list[str] = []
-    for entry in entries:
-        match = _take(entry, open_sites, by_likeness)
-        if match is not None:
-            _decide(match, entry)
-        elif entry["apply"]:
-            missing.append(f"{entry['pattern']} at %{entry['site']} (module {entry.get('module')})")
+    found = _find_again(entries, open_sites, by_likeness)
+    for number, match in found.items():
+        _decide(match, entries[number])
     for match in open_sites.values():
         if match.apply:
             match.apply, match.refusal = False, Refusal("the saved plan does not hold this site")
-    return tuple(missing)
+    return tuple(
+        f"{entry['pattern']} at %{entry['site']} (module {entry.get('module')})"
+        for number, entry in enumerate(entries)
+        if number not in found and entry["apply"]
+    )
+
+
+def _find_again(
+    entries: list[Entry],
+    open_sites: dict[SiteKey, PatternMatch],
+    by_likeness: dict[tuple[object, ...], list[SiteKey]],
+) -> dict[int, PatternMatch]:
+    """Returns the sites that entries mean, by number; takes them out of the open ones."""
+    found: dict[int, PatternMatch] = {}
+    for sureness in range(_WAYS_TO_FIND):
+        for number, entry in enumerate(entries):
+            match = None
+            if number not in found:
+                match = _take(entry, sureness, open_sites, by_likeness)
+            if match is not None:
+                found[number] = match
+    return found
 
 
 def _likenesses(key: SiteKey, details: Entry) -> Iterator[tuple[object, ...]]:
@@ -166,13 +202,14 @@ def _likenesses(key: SiteKey, details: Entry) -> Iterator[tuple[object, ...]]:
 
 def _take(
     entry: Entry,
+    sureness: int,
     open_sites: dict[SiteKey, PatternMatch],
     by_likeness: dict[tuple[object, ...], list[SiteKey]],
 ) -> PatternMatch | None:
     """Returns the site that an entry means and takes it out of the open ones."""
     nodes = tuple(cast("list[str]", entry["nodes"]))
     saved = (str(entry["stage"]), str(entry["pattern"]), str(entry["site"]), nodes)
-    for likeness in _likenesses(saved, entry):
+    for likeness in islice(_likenesses(saved, entry), sureness, sureness + 1):
         for key in by_likeness.get(likeness, ()):
             if key in open_sites:
                 return open_sites.pop(key)
