@@ -7,7 +7,7 @@ import keyword
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -43,6 +43,10 @@ _FUNCTIONS: Mapping[str, Callable[..., object]] = {
         f"torch.{name}": getattr(torch, name)
         for name in ("sym_max", "sym_min", "sym_not", "sym_int", "sym_float", "sym_ite", "sym_sum")
     },
+    **{
+        f"higher_order.{name}": cast("Operation", getattr(torch.ops.higher_order, name))
+        for name in ("cond", "while_loop")
+    },
 }  # fmt: skip
 """The Python functions that a traced graph calls."""
 
@@ -54,24 +58,33 @@ def graph_to_json(graph_module: GraphModule) -> tuple[Json, dict[str, Tensor]]:
         CheckpointError: The graph calls modules, or functions that have no name as data.
     """
     tensors: dict[str, Tensor] = {}
-    nodes: list[Json] = []
-    parameters: list[Json] = []
-    for node in graph_module.graph.nodes:
-        nodes.append(_node_to_json(node))
-        if node.op == "get_attr":
-            value = attribute(graph_module, str(node.target))
-            if not isinstance(value, Tensor):
-                raise CheckpointError(
-                    f"%{node.name} reads {node.target}, a {type(value).__name__}: only graphs "
-                    "whose attributes are tensors can be saved"
-                )
-            if str(node.target) not in tensors and isinstance(value, nn.Parameter):
-                parameters.append(str(node.target))
-            tensors[str(node.target)] = value.detach()
+    bodies: dict[str, Json] = {}
+    parameters: dict[str, None] = {}
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        path = str(node.target)
+        value = attribute(graph_module, path)
+        if isinstance(value, GraphModule):
+            bodies[path], inner = graph_to_json(value)
+            tensors.update({f"{path}.{name}": tensor for name, tensor in inner.items()})
+            continue
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"%{node.name} reads {path}, a {type(value).__name__}: only graphs whose "
+                "attributes are tensors, or the branches of control flow, can be saved"
+            )
+        if isinstance(value, nn.Parameter):
+            parameters[path] = None
+        tensors[path] = value.detach()
     devices: dict[str, Json] = {
         path: str(tensor.device) for path, tensor in tensors.items() if not tensor.is_cpu
     }
-    return {"nodes": nodes, "parameters": parameters, "devices": devices}, tensors
+    saved: dict[str, Json] = {
+        "nodes": [_node_to_json(node) for node in graph_module.graph.nodes],
+        "parameters": list(parameters),
+        "devices": devices,
+        "bodies": bodies,
+    }
+    return saved, tensors
 
 
 def graph_from_json(data: Json, tensors: Mapping[str, Tensor]) -> GraphModule:
@@ -83,14 +96,18 @@ def graph_from_json(data: Json, tensors: Mapping[str, Tensor]) -> GraphModule:
     content = fields(data, "graph")
     parameters = content.get("parameters")
     tensors = _on_devices(tensors, fields(content.get("devices", {}), "table of devices"))
-    root = _root(tensors, parameters if isinstance(parameters, list) else [])
+    bodies = fields(content.get("bodies", {}), "table of branches")
+    own = {p: t for p, t in tensors.items() if not any(p.startswith(f"{b}.") for b in bodies)}
+    root = _root(own, parameters if isinstance(parameters, list) else [])
+    for path, body in bodies.items():
+        _add_body(root, path, body, tensors)
     graph = Graph()
     known: dict[str, Node] = {}
     listed = content.get("nodes")
     if not isinstance(listed, list):
         raise CheckpointError("a saved graph must list its nodes")
     for saved in listed:
-        _add_node(graph, fields(saved, "node"), known, tensors)
+        _add_node(graph, fields(saved, "node"), known, (*own, *bodies))
     try:
         graph.lint()
         return GraphModule(root, graph, "Core").eval()
@@ -155,7 +172,7 @@ def _operation(name: str) -> Operation | None:
 
 
 def _add_node(
-    graph: Graph, saved: dict[str, Json], known: dict[str, Node], tensors: Mapping[str, Tensor]
+    graph: Graph, saved: dict[str, Json], known: dict[str, Node], attributes: Sequence[str]
 ) -> None:
     op, name, target = saved.get("op"), saved.get("name"), saved.get("target")
     if not isinstance(op, str) or not isinstance(name, str) or not isinstance(target, str):
@@ -166,7 +183,7 @@ def _add_node(
     kwargs = cast("dict[object, object]", kwargs)
     if not _is_name(name) or not all(isinstance(key, str) and _is_name(key) for key in kwargs):
         raise CheckpointError(f"a saved node has an impossible name: {name[:80]!r}")
-    node = graph.create_node(op, _target(op, target, tensors), args, kwargs, name)  # type: ignore[arg-type]
+    node = graph.create_node(op, _target(op, target, attributes), args, kwargs, name)  # type: ignore[arg-type]
     if node.name != name and op != "output":
         raise CheckpointError(f"the saved graph has two nodes named {name}")
     if saved.get("size") is True:
@@ -174,12 +191,12 @@ def _add_node(
     known[name] = node
 
 
-def _target(op: str, target: str, tensors: Mapping[str, Tensor]) -> str | Callable[..., object]:
+def _target(op: str, target: str, attributes: Sequence[str]) -> str | Callable[..., object]:
     if op == "placeholder" and _is_name(target):
         return target
     if op == "output":
         return "output"
-    if op == "get_attr" and target in tensors:
+    if op == "get_attr" and target in attributes:
         return target
     if op == "call_function":
         function = _FUNCTIONS.get(target) or _operation(target)
@@ -208,11 +225,24 @@ def _is_name(text: str) -> bool:
     return text.isidentifier() and not keyword.iskeyword(text) and not text.startswith("__")
 
 
+def _add_body(root: nn.Module, path: str, body: Json, tensors: Mapping[str, Tensor]) -> None:
+    """Registers the graph of a branch, or of a loop's body."""
+    prefix = f"{path}."
+    inner = {p.removeprefix(prefix): t for p, t in tensors.items() if p.startswith(prefix)}
+    _check_path(path)
+    parent, _, name = path.rpartition(".")
+    container_at(root, parent)._modules[name] = graph_from_json(body, inner)
+
+
+def _check_path(path: str) -> None:
+    if _PATH.fullmatch(path) is None or any(part.startswith("__") for part in path.split(".")):
+        raise CheckpointError(f"a saved attribute has an impossible name: {path[:80]!r}")
+
+
 def _root(tensors: Mapping[str, Tensor], parameters: list[Json]) -> nn.Module:
     root = nn.Module()
     for path, tensor in tensors.items():
-        if _PATH.fullmatch(path) is None or any(p.startswith("__") for p in path.split(".")):
-            raise CheckpointError(f"a saved tensor has an impossible name: {path[:80]!r}")
+        _check_path(path)
         parent, _, name = path.rpartition(".")
         owner = container_at(root, parent)
         if path in parameters:

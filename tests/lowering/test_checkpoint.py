@@ -101,6 +101,33 @@ def test_a_loaded_model_computes_the_same(
     assert list(loaded.state_dict()) == list(lowered.state_dict())
 
 
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def above(x: Tensor) -> Tensor:
+            return x.sin()
+
+        def below(x: Tensor) -> Tensor:
+            return self.linear(x)
+
+        return self.linear(torch.cond(x.sum() > 0, above, below, (x,)))
+
+
+def test_control_flow_is_saved_with_its_branches(tmp_path: Path) -> None:
+    model = Branches().eval()
+    lowered = lower(model, (example(),), engines=RecordingEngine(RecordingConfig(takes=["linear"])))
+    lowered.save(tmp_path / "model.lowered")
+
+    loaded = load(tmp_path / "model.lowered")
+
+    for x in (example() + 2, example() - 2):
+        torch.testing.assert_close(lowered(x), model(x))
+        assert torch.equal(loaded(x), lowered(x))
+
+
 def test_ties_between_weights_survive(saved: Path) -> None:
     with zipfile.ZipFile(saved) as archive:
         weights = archive.getinfo("weights.safetensors").file_size
