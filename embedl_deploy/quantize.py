@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import cast
 
 from torch import nn
 from torch.export import ExportedProgram
@@ -101,7 +102,7 @@ def quantize(
     smoothed: tuple[PassRecord, ...] = ()
     if config.smooth is not None and forward_loop is not None:
         if isinstance(forward_loop, Iterator):
-            forward_loop = list(forward_loop)  # it is gone through twice
+            forward_loop = list(cast("Iterator[object]", forward_loop))  # gone through twice
         sites = find_matches(graph, chosen.smooth_patterns)
         smoothed = (smooth_graph(graph, sites, config, forward_loop),)
     inserted = quantize_graph(graph, None, config, chosen)

@@ -132,7 +132,7 @@ def run_forward_loop(model: nn.Module, forward_loop: ForwardLoop) -> None:
     """Runs ``model`` on the data that ``forward_loop`` holds or yields, without gradients."""
     with torch.no_grad():
         if isinstance(forward_loop, Iterable):
-            for inputs in forward_loop:
+            for inputs in cast("Iterable[object]", forward_loop):
                 _forward(model, inputs)
         else:
             forward_loop(model)
@@ -156,5 +156,5 @@ def _input_names(model: nn.Module) -> tuple[str, ...] | None:
     """Returns the names of the arguments a traced model takes, ``None`` where it does not tell."""
     graph = getattr(model, "graph", None)
     information = getattr(getattr(graph, "_codegen", None), "pytree_info", None)
-    names = getattr(information, "orig_args", None)
-    return tuple(name for name in names if name != "self") if names is not None else None
+    names = cast("list[str] | None", getattr(information, "orig_args", None))
+    return None if names is None else tuple(name for name in names if name != "self")

@@ -35,10 +35,7 @@ def flatten_call(
 
     values = [value_of(argument) for argument in _inputs(node)]
     with torch.no_grad():
-        traced = cast(
-            "GraphModule",
-            make_fx(call, pre_dispatch=True, _allow_non_fake_inputs=True)(*values),
-        )
+        traced = make_fx(call, pre_dispatch=True, _allow_non_fake_inputs=True)(*values)
     replacement = _splice(node, traced, attributes)
     node.replace_all_uses_with(replacement)
     node.graph.erase_node(node)

@@ -1,6 +1,7 @@
+# pyright: reportPrivateUsage=false
 """Turns a calibrated graph into a flat one with integer weights, which engines take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
@@ -92,21 +93,34 @@ def _flatten(graph_module: GraphModule) -> None:
 
 def _drop_unread(graph_module: GraphModule) -> None:
     """Unregisters the parameters, buffers and modules that no node of the graph reads."""
-    read = {str(node.target) for node in graph_module.graph.nodes if _reads_attribute(node)}
-    for path, module in reversed(tuple(graph_module.named_modules(remove_duplicate=False))):
-        if any(path == used or path.startswith(f"{used}.") for used in read if used):
+    kept = {_place(graph_module, str(node.target)) for node in _attribute_reads(graph_module)}
+    called = {id(module_of(node)) for node in graph_module.graph.nodes}
+    inside = {
+        id(part)
+        for module in graph_module.modules()
+        if id(module) in called
+        for part in module.modules()
+    }
+    for module in reversed(tuple(graph_module.modules())):
+        if id(module) in inside:
             continue
-        prefix = f"{path}." if path else ""
-        for tensors in (module._parameters, module._buffers):
-            for name in [name for name in tensors if f"{prefix}{name}" not in read]:
-                del tensors[name]
+        for name in [name for name in module._parameters if (id(module), name) not in kept]:
+            del module._parameters[name]
+        for name in [name for name in module._buffers if (id(module), name) not in kept]:
+            del module._buffers[name]
         for name in [name for name, child in module._modules.items() if _is_empty(child)]:
-            if f"{prefix}{name}" not in read:
+            if id(module._modules[name]) not in inside:
                 del module._modules[name]
 
 
-def _reads_attribute(node: Node) -> bool:
-    return node.op in ("get_attr", "call_module")
+def _attribute_reads(graph_module: GraphModule) -> Iterator[Node]:
+    return (node for node in graph_module.graph.nodes if node.op == "get_attr")
+
+
+def _place(graph_module: GraphModule, path: str) -> tuple[int, str]:
+    """Returns the module that owns the attribute at ``path``, by identity, and its name there."""
+    parent, _, name = path.rpartition(".")
+    return id(graph_module.get_submodule(parent)), name
 
 
 def _is_empty(module: nn.Module | None) -> bool:

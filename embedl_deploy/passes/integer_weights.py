@@ -61,7 +61,7 @@ def integer_weights(module: WeightedFused, quantizer: WeightFakeQuantize) -> Int
     scale = scale.expand(weight.shape[axis]).contiguous()
     if isinstance(owner, TransposedLinear):
         codes, axis = codes.t().contiguous(), 0
-        _run_as_linear(module)
+        _run_as_linear(module, owner)
     return IntegerWeights(
         module,
         _register(owner, "weight_codes", codes),
@@ -87,10 +87,8 @@ def _register(owner: nn.Module, name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _run_as_linear(module: WeightedFused) -> None:
+def _run_as_linear(module: WeightedFused, transposed: TransposedLinear) -> None:
     """Makes ``run_folded`` take a weight of shape (out, in)."""
-    transposed = module.weighted
-    rows, columns = transposed.weight.shape
-    plain = nn.Linear(rows, columns, bias=transposed.bias is not None, device="meta")
+    plain = nn.Linear(transposed.in_features, transposed.out_features, device="meta")
     # The part of a fused module is a plain attribute, not a registered child.
     object.__setattr__(module, "linear", plain)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 from torch.fx import Node
@@ -32,7 +33,7 @@ class SkipRules:
 
     def __init__(self, skip: ModulesToSkip, model: nn.Module) -> None:
         self.skip = skip
-        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.modules = dict(_named_modules(model, remove_duplicate=False))
         self.paths: dict[int, list[str]] = {}
         for path, module in self.modules.items():
             self.paths.setdefault(id(module), []).append(path)
@@ -79,7 +80,7 @@ def named_rules(skip: ModulesToSkip, model: nn.Module) -> ModulesToSkip:
     Names outlive a copy of the model, modules do not.
     """
     names: dict[int, str] = {}
-    for name, module in model.named_modules():
+    for name, module in _named_modules(model):
         names.setdefault(id(module), name)
 
     def named(rules: frozenset[SkipRule]) -> frozenset[SkipRule]:
@@ -88,6 +89,13 @@ def named_rules(skip: ModulesToSkip, model: nn.Module) -> ModulesToSkip:
         )
 
     return ModulesToSkip(named(skip.stub), named(skip.weight), named(skip.smooth))
+
+
+def _named_modules(
+    model: nn.Module, *, remove_duplicate: bool = True
+) -> Iterator[tuple[str, nn.Module]]:
+    named = model.named_modules(remove_duplicate=remove_duplicate)
+    return cast("Iterator[tuple[str, nn.Module]]", named)
 
 
 def _with_ancestors(path: str) -> Iterator[str]:

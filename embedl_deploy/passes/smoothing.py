@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -125,9 +126,9 @@ def _observe(model: nn.Module, sites: list[SmoothingSite], forward_loop: Forward
 
 def _beginning(forward_loop: ForwardLoop) -> ForwardLoop:
     """Returns the first batches of an iterable; a callable runs what it runs."""
-    return (
-        islice(forward_loop, _MOST_BATCHES) if isinstance(forward_loop, Iterable) else forward_loop
-    )
+    if not isinstance(forward_loop, Iterable):
+        return forward_loop
+    return islice(cast("Iterable[object]", forward_loop), _MOST_BATCHES)
 
 
 def _best_strength(

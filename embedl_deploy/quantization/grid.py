@@ -63,4 +63,5 @@ class QuantGrid:
         if not self.is_float:
             return torch.arange(self.quant_min, self.quant_max + 1, dtype=torch.float64)
         stored = torch.arange(256, dtype=torch.int16).to(torch.uint8).view(self.dtype).double()
-        return torch.unique(stored[torch.isfinite(stored)])
+        finite = stored[torch.isfinite(stored)].sort().values
+        return finite[finite.diff(prepend=finite[:1] - 1.0) > 0]

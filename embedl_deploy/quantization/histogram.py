@@ -1,6 +1,8 @@
 """Counts of values on a grid whose result does not depend on the order they came in."""
 
 import math
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -39,7 +41,8 @@ class Histogram:
     def add(self, values: Tensor, low: float, high: float) -> None:
         """Counts ``values``, which are finite and lie in ``[low, high]``."""
         self._include(low, high, _exponent_for(max(-low, high)))
-        for chunk in values.reshape(-1).split(_CHUNK):
+        chunks = cast("Iterable[Tensor]", values.reshape(-1).split(_CHUNK))
+        for chunk in chunks:
             self.counts += _count(chunk, self.width)
 
     def merge(self, other: "Histogram") -> None:

@@ -60,6 +60,6 @@ class DecomposedOps(Protocol):
 
 def decomposed() -> DecomposedOps:
     """Returns torch's ``quantized_decomposed`` ops, which exist once their module is imported."""
-    import torch.ao.quantization.fx._decomposed
+    import torch.ao.quantization.fx._decomposed  # pyright: ignore[reportUnusedImport]  # registers
 
     return cast("DecomposedOps", torch.ops.quantized_decomposed)

@@ -156,7 +156,7 @@ def _divergences(counts: Tensor, ends: Tensor, steps: int) -> Tensor:
     occupied = (counts > 0).double()
     running = _from_zero(counts)
     running_occupied = _from_zero(occupied)
-    running_entropy = _from_zero(torch.special.xlogy(counts, counts))
+    running_entropy = _from_zero(_x_log_y(counts, counts))
     total = running[-1]
     cuts = (torch.arange(steps + 1)[None] * ends[:, None] + steps - 1) // steps
     in_step = running[cuts].diff(dim=1)
@@ -165,12 +165,17 @@ def _divergences(counts: Tensor, ends: Tensor, steps: int) -> Tensor:
     edge = counts[ends - 1]
     # Half a count stands for an empty last bin, which would make the divergence infinite.
     edge_share = (in_step[:, -1] / bins_in_step[:, -1]).clamp(min=0.5)
-    own = running_entropy[ends] - torch.special.xlogy(edge, edge)
-    own = own + torch.special.xlogy(edge + clipped, edge + clipped)
-    cross = torch.special.xlogy(in_step, in_step / bins_in_step).sum(1)
+    own = running_entropy[ends] - _x_log_y(edge, edge)
+    own = own + _x_log_y(edge + clipped, edge + clipped)
+    cross = _x_log_y(in_step, in_step / bins_in_step).sum(1)
     cross = cross + clipped * torch.log(edge_share)
     return (own - cross) / total - torch.log(total / kept.clamp(min=1.0))
 
 
 def _from_zero(values: Tensor) -> Tensor:
     return torch.nn.functional.pad(values.cumsum(0), (1, 0))
+
+
+def _x_log_y(x: Tensor, y: Tensor) -> Tensor:
+    """Returns x · log(y), zero where x is zero."""
+    return torch.where(x == 0, 0.0, x * torch.log(y))

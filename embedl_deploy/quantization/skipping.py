@@ -80,6 +80,12 @@ def describe_rule(rule: SkipRule) -> str:
     return f"module {rule}"
 
 
+def _is_rule(rule: object) -> bool:
+    if isinstance(rule, type):
+        return issubclass(rule, nn.Module)
+    return isinstance(rule, str | nn.Module)
+
+
 def _rank(rule: SkipRule) -> str:
     return rule if isinstance(rule, str) else getattr(rule, "__name__", "")
 
@@ -89,8 +95,7 @@ def _checked(name: str, rules: Iterable[SkipRule]) -> frozenset[SkipRule]:
         raise ValueError(f"{name} must be a set of rules, got the single rule {rules!r}")
     checked = frozenset(rules)
     for rule in checked:
-        is_type = isinstance(rule, type) and issubclass(rule, nn.Module)
-        if not (is_type or isinstance(rule, str | nn.Module)):
+        if not _is_rule(rule):
             raise ValueError(f"{name} takes modules, module types and name patterns, got {rule!r}")
     return checked
 

@@ -1,6 +1,7 @@
 """The quantizer of one activation tensor: a node of the graph."""
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,7 @@ class QuantStub(nn.Module):
 
 def stubs_of(model: nn.Module) -> Iterator[tuple[str, QuantStub]]:
     """Yields each stub of a model once, with its name, in registration order."""
-    for name, module in model.named_modules():
+    named = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
+    for name, module in named:
         if isinstance(module, QuantStub):
             yield name, module
