@@ -5,6 +5,8 @@ from embedl_deploy.engines.eager import EagerEngine, EagerEngineConfig
 from embedl_deploy.engines.engine import Engine, EngineState
 from embedl_deploy.engines.inductor import InductorEngine, InductorEngineConfig
 from embedl_deploy.engines.inductor_build import count_int8_kernels
+from embedl_deploy.engines.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeEngineConfig
+from embedl_deploy.engines.openvino import OpenVINOEngine, OpenVINOEngineConfig
 
 # The names that users of other tuning tools come with.
 Backend = Engine
@@ -24,6 +26,10 @@ __all__ = [
     "EngineState",
     "InductorEngine",
     "InductorEngineConfig",
+    "OnnxRuntimeEngine",
+    "OnnxRuntimeEngineConfig",
+    "OpenVINOEngine",
+    "OpenVINOEngineConfig",
     "TorchInductorBackend",
     "TorchInductorBackendConfig",
     "count_int8_kernels",

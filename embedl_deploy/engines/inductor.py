@@ -1,12 +1,9 @@
 """Inductor, torch's own compiler: just in time, or ahead of time as a package."""
 
-import tempfile
 import uuid
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
 from typing import ClassVar, Literal, cast, get_args
 
 import torch
@@ -16,6 +13,7 @@ from torch.fx import GraphModule, Node
 from embedl_deploy.engines.call_form import CallForm
 from embedl_deploy.engines.config import EngineConfig
 from embedl_deploy.engines.engine import Engine, Sample
+from embedl_deploy.engines.file_engine import working_folder
 from embedl_deploy.engines.inductor_build import first_line, mode_options, require_compiler
 from embedl_deploy.engines.inductor_programs import (
     CompiledIntegerProgram,
@@ -146,7 +144,7 @@ class InductorEngine(Engine):
     def _packaged(
         self, program: GraphModule, sample: Sample, cache_dir: Path | None
     ) -> PackagedProgram:
-        folder = self._folder(cache_dir)
+        folder = working_folder(self, cache_dir)
         path = folder / f"inductor-{uuid.uuid4().hex}.pt2"
         options = self.config.inductor_options()
         packaged = PackagedProgram.compile(program, sample, path, options)
@@ -236,14 +234,6 @@ class InductorEngine(Engine):
             options=self.config.options,
             autocast_dtype=self.config.rest_dtype,
         )
-
-    def _folder(self, cache_dir: Path | None) -> Path:
-        if cache_dir is not None:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            return cache_dir
-        folder = Path(tempfile.mkdtemp(prefix="embedl-deploy-"))
-        weakref.finalize(self, rmtree, folder, ignore_errors=True)
-        return folder
 
 
 _Program = PackagedProgram | CompiledProgram | CompiledIntegerProgram

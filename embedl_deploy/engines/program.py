@@ -29,15 +29,13 @@ def split_sample(sample: Sample) -> tuple[tuple[object, ...], dict[str, object]]
     return sample, {}
 
 
-def flat_program(
+def exported_program(
     module: nn.Module, sample: Sample, dynamic_shapes: object | None = None
-) -> GraphModule:
-    """Returns ``module`` as a flat graph without assertions; every node has a recorded value.
-
-    The parameters are the module's own, everything else is new.
+) -> ExportedProgram:
+    """Returns ``module`` exported; it is neither run nor changed.
 
     Args:
-        module: What to flatten; it is neither run nor changed.
+        module: What to export.
         sample: Example inputs.
         dynamic_shapes: As in ``torch.export``; None: as recorded in ``module``, if it is a graph.
 
@@ -57,7 +55,23 @@ def flat_program(
             "not know; register them, or lower the traced graph"
         )
     _admit_declared(exported.program)
-    return _without_asserts(_unlifted(exported.program))
+    return exported.program
+
+
+def flat_program(
+    module: nn.Module, sample: Sample, dynamic_shapes: object | None = None
+) -> GraphModule:
+    """Returns ``module`` as a flat graph without assertions; every node has a recorded value.
+
+    The parameters are the module's own, everything else is new. Arguments and errors are those
+    of ``exported_program``.
+    """
+    return flat_graph(exported_program(module, sample, dynamic_shapes))
+
+
+def flat_graph(program: ExportedProgram) -> GraphModule:
+    """Returns the graph of an exported program, its parameters read where they are used."""
+    return _without_asserts(_unlifted(program))
 
 
 def recorded_dynamic_shapes(graph_module: GraphModule) -> tuple[object, ...] | None:

@@ -1,13 +1,14 @@
 """Small networks and their quantized graphs, spelled by hand as ``convert`` spells them."""
 
+import importlib
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization.fx import _decomposed  # noqa: F401  # registers quantized_decomposed
 from torch.fx import GraphModule, Node
 
+importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers the operations
 quantized = torch.ops.quantized_decomposed
 aten = torch.ops.aten
 

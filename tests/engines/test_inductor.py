@@ -29,7 +29,10 @@ def error(result: object, expected: object) -> float:
     assert isinstance(result, Tensor)
     assert isinstance(expected, Tensor)
     assert result.dtype == expected.dtype
-    return float((result - expected).norm() / expected.norm())
+    return (
+        torch.linalg.vector_norm(result - expected).item()
+        / torch.linalg.vector_norm(expected).item()
+    )
 
 
 @pytest.fixture(name="without_gradients")

@@ -1,3 +1,5 @@
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -57,16 +59,16 @@ def test_a_row_that_is_masked_entirely_stays_finite() -> None:
 
 
 def test_what_the_short_type_does_not_admit_stays_float32() -> None:
-    class Eigenvalues(nn.Module):
+    class Decomposition(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.linalg.eigvalsh(self.linear(x))
+            return cast("Tensor", torch.linalg.eigvalsh(self.linear(x)))
 
     torch.manual_seed(0)
-    module, x = Eigenvalues().eval(), torch.randn(2, 4, 4)
+    module, x = Decomposition().eval(), torch.randn(2, 4, 4)
     program = flat_program(module, (x,))
 
     cast_rest(program, torch.bfloat16)

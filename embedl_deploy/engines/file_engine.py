@@ -1,0 +1,129 @@
+"""What engines share that build one file and run it: where it lies, saving, loading."""
+
+import tempfile
+import uuid
+import weakref
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from shutil import rmtree
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from embedl_deploy.engines.call_form import CallForm
+from embedl_deploy.engines.engine import Engine, Sample
+from embedl_deploy.engines.onnx_file import write_onnx
+from embedl_deploy.errors import BuildError
+
+
+class FileEngine(Engine):
+    """Writes a module as ONNX and lets a runtime load that file.
+
+    Subclasses say how the file is opened, and how many integer kernels the runtime made of it.
+    """
+
+    STATE_FILE: ClassVar[str] = "file"
+    """Key of a saved state: the ONNX file."""
+
+    STATE_FORM: ClassVar[str] = "form"
+    """Key of a saved state: the inputs and outputs of the module."""
+
+    STATE_KERNELS: ClassVar[str] = "kernels"
+    """Key of a saved state: how many integer kernels of each kind the runtime made."""
+
+    _file: Path | None = None
+    _form: CallForm | None = None
+
+    @abstractmethod
+    def _open(self, path: Path, device: torch.device) -> None:
+        """Makes ``_run`` work; may raise ``BuildError``."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Gives back what ``_open`` took."""
+
+    @abstractmethod
+    def _run(self, inputs: list[Tensor]) -> Sequence[Tensor]:
+        """Runs the file on the tensors of a call."""
+
+    @abstractmethod
+    def _count_kernels(self) -> dict[str, int]:
+        """Returns how many integer kernels of each kind were made of the products."""
+
+    @abstractmethod
+    def _may_simulate(self) -> bool:
+        """Tells whether quantized products may run as float arithmetic."""
+
+    def _build(
+        self,
+        module: nn.Module,
+        graph_spec: object | None,
+        data: Sequence[Sample],
+        device: torch.device,
+        cache_dir: Path | None,
+    ) -> None:
+        if not data:
+            raise BuildError(f"{type(self).__name__} needs a sample to build")
+        path = working_folder(self, cache_dir) / f"{self.name}-{uuid.uuid4().hex}.onnx"
+        self._file = path
+        shapes = getattr(graph_spec, "dynamic_shapes", None)
+        written = write_onnx(module, data[0], path, shapes)
+        self._form = written.form
+        self._open(path, device)
+        self.kernels = self._count_kernels()
+        missing = written.quantized_products - sum(self.kernels.values())
+        if missing > 0 and not self._may_simulate():
+            raise BuildError(
+                f"{type(self).__name__} made {sum(self.kernels.values())} integer kernels for "
+                f"{written.quantized_products} quantized products ({self.kernels}): {missing} "
+                "would run as float arithmetic. Quantize for this engine's backend, or set "
+                "allow_simulated=True"
+            )
+
+    def _infer(self, *args: object, **kwargs: object) -> object:
+        assert self._form is not None, "an active engine knows its inputs"
+        return self._form.result(self._run(self._form.bind(args, kwargs)))
+
+    def _activate(self) -> None:
+        assert self._file is not None, "a built or loaded engine has a file"
+        self._open(self._file, self._device or torch.device("cpu"))
+
+    def _deactivate(self) -> None:
+        self._close()
+
+    def _saved(self) -> dict[str, object]:
+        assert self._form is not None, "a built engine knows its inputs"
+        return {
+            self.STATE_FILE: self._file,
+            self.STATE_FORM: self._form.to_dict(),
+            self.STATE_KERNELS: dict(self.kernels),
+        }
+
+    def _load(self, module: nn.Module | None, state: Mapping[str, object]) -> None:
+        del module
+        path, form = state.get(self.STATE_FILE), state.get(self.STATE_FORM)
+        kernels = state.get(self.STATE_KERNELS)
+        if not isinstance(path, Path) or not (isinstance(form, dict) and isinstance(kernels, dict)):
+            raise ValueError(f"the state of {type(self).__name__} lacks its file or its form")
+        self._file = path
+        self._form = CallForm.from_dict(cast("dict[str, object]", form))
+        self.kernels = cast("dict[str, int]", kernels)
+
+    def _discard(self) -> None:
+        self._close()
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+        self._file = self._form = None
+        self.kernels = {}
+
+
+def working_folder(owner: object, cache_dir: Path | None) -> Path:
+    """Returns ``cache_dir``, made if it is missing, or a folder that goes when ``owner`` goes."""
+    if cache_dir is not None:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        return cache_dir
+    folder = Path(tempfile.mkdtemp(prefix="embedl-deploy-"))
+    weakref.finalize(owner, rmtree, folder, ignore_errors=True)
+    return folder

@@ -1,0 +1,149 @@
+"""ONNX Runtime, with int8 kernels where both sides of a product are quantized."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from embedl_deploy.engines.config import EngineConfig
+from embedl_deploy.engines.file_engine import FileEngine
+from embedl_deploy.engines.inductor_build import first_line
+from embedl_deploy.errors import BuildError, MissingDependencyError
+from embedl_deploy.graph.nodes import dtype_of
+from embedl_deploy.rewriting.refusal import Refusal
+
+_INTEGER_PRODUCTS = (
+    "QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "ConvInteger", "MatMulInteger",
+    "DynamicQuantizeMatMul", "QAttention",
+)  # fmt: skip
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeEngineConfig(EngineConfig):
+    """How ONNX Runtime builds a session."""
+
+    providers: list[str] | None = None
+    """Execution providers in order; None: the one of the device."""
+
+    threads: int | None = None
+    """Threads within an operation; None: as many as torch uses."""
+
+    session_options: dict[str, str] | None = None
+    """Session configuration entries by name."""
+
+    allow_simulated: bool = False
+    """Whether quantized products may run as float arithmetic."""
+
+
+class _Input(Protocol):
+    name: str
+
+
+class _Session(Protocol):
+    def run(self, names: None, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]: ...
+    def get_inputs(self) -> list[_Input]: ...
+
+
+class OnnxRuntimeEngine(FileEngine):
+    """Runs a module as ONNX in ONNX Runtime; one session serves all threads."""
+
+    config_class = OnnxRuntimeEngineConfig
+    config: OnnxRuntimeEngineConfig
+
+    _session: _Session | None = None
+    _names: Sequence[str] = ()
+    _optimized: Mapping[str, int] | None = None
+
+    def supports(self, node: Node) -> Refusal | None:
+        if dtype_of(node) is torch.bfloat16:
+            return Refusal("ONNX Runtime exchanges tensors as numpy arrays, which lack bf16", node)
+        return None
+
+    def _open(self, path: Path, device: torch.device) -> None:
+        runtime = _import_runtime()
+        providers = self.config.providers or [_PROVIDERS[device.type]]
+        missing = [name for name in providers if name not in runtime.get_available_providers()]
+        if missing:
+            raise BuildError(
+                f"this ONNX Runtime has no {', '.join(missing)}; it has "
+                f"{', '.join(runtime.get_available_providers())}"
+            )
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                optimized = Path(folder) / "optimized.onnx"
+                options = self._options(runtime, optimized)
+                session = runtime.InferenceSession(str(path), options, providers=providers)
+                self._optimized = _operations_in(optimized)
+        except Exception as error:
+            raise BuildError(f"ONNX Runtime cannot load the file: {first_line(error)}") from error
+        self._session = cast("_Session", session)
+        self._names = [given.name for given in self._session.get_inputs()]
+
+    def _options(self, runtime: "_Runtime", optimized: Path) -> object:
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = self.config.threads or torch.get_num_threads()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(optimized)
+        for name, value in (self.config.session_options or {}).items():
+            options.add_session_config_entry(name, value)
+        return options
+
+    def _close(self) -> None:
+        self._session = None
+
+    def _run(self, inputs: list[Tensor]) -> Sequence[Tensor]:
+        assert self._session is not None, "an active engine has a session"
+        arrays = [tensor.detach().cpu().numpy() for tensor in inputs]
+        feed = dict(zip(self._names, arrays, strict=True))
+        outputs = [torch.from_numpy(array) for array in self._session.run(None, feed)]
+        device = inputs[0].device if inputs else torch.device("cpu")
+        return outputs if device.type == "cpu" else [output.to(device) for output in outputs]
+
+    def _count_kernels(self) -> dict[str, int]:
+        found = self._optimized or {}
+        return {name: found[name] for name in _INTEGER_PRODUCTS if name in found}
+
+    def _may_simulate(self) -> bool:
+        return self.config.allow_simulated
+
+
+class _Options(Protocol):
+    intra_op_num_threads: int
+    log_severity_level: int
+    optimized_model_filepath: str
+
+    def add_session_config_entry(self, name: str, value: str) -> None: ...
+
+
+class _Runtime(Protocol):
+    def get_available_providers(self) -> list[str]: ...
+    def SessionOptions(self) -> _Options: ...  # noqa: N802  # the library's name
+    def InferenceSession(  # noqa: N802
+        self, path: str, options: object, *, providers: list[str]
+    ) -> object: ...
+
+
+def _import_runtime() -> _Runtime:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            "OnnxRuntimeEngine needs onnxruntime: pip install 'embedl-deploy[onnx]'"
+        ) from error
+    return cast("_Runtime", onnxruntime)
+
+
+def _operations_in(path: Path) -> dict[str, int]:
+    import onnx
+
+    counted: dict[str, int] = {}
+    for node in onnx.load(str(path), load_external_data=False).graph.node:
+        counted[node.op_type] = counted.get(node.op_type, 0) + 1
+    return counted

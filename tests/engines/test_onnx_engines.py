@@ -1,0 +1,110 @@
+import threading
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from embedl_deploy.engines import (
+    Engine,
+    OnnxRuntimeEngine,
+    OnnxRuntimeEngineConfig,
+    OpenVINOEngine,
+    OpenVINOEngineConfig,
+)
+from embedl_deploy.errors import BuildError, InputError
+
+Quantized = Callable[..., GraphModule]
+IMAGE = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Generator[None]:
+    with torch.no_grad():
+        yield
+
+
+def output(engine: Engine, *inputs: Tensor) -> Tensor:
+    result = engine.infer(*inputs)
+    assert isinstance(result, Tensor)
+    return result
+
+
+@pytest.mark.parametrize("engine_class", [OnnxRuntimeEngine, OpenVINOEngine])
+def test_runs_and_loads_what_it_built(
+    engine_class: type[Engine], residual: nn.Module, tmp_path: Path
+) -> None:
+    engine = engine_class().build(residual, None, [(IMAGE,)], "cpu", tmp_path)
+
+    loaded = engine_class.from_dict(None, engine.to_dict())
+    loaded.deploy(None)
+
+    assert torch.allclose(output(engine, IMAGE), residual(IMAGE), atol=1e-5)
+    assert torch.equal(output(loaded, IMAGE), output(engine, IMAGE))
+    with pytest.raises(InputError, match=r"must be torch.float32\[1, 3, 12, 12\]"):
+        engine.infer(IMAGE[:, :, :8])
+
+
+def test_openvino_runs_quantized_products_on_integers(
+    quantized_graph: Quantized, residual: nn.Module
+) -> None:
+    graph = quantized_graph(residual, IMAGE)
+
+    engine = OpenVINOEngine().build(graph, None, [(IMAGE,)])
+
+    assert sum(engine.kernels.values()) == 4
+    assert torch.allclose(output(engine, IMAGE), graph(IMAGE), atol=1e-3)
+
+
+def test_onnx_runtime_does_not_simulate_unless_allowed(
+    quantized_graph: Quantized, residual: nn.Module, tmp_path: Path
+) -> None:
+    graph = quantized_graph(residual, IMAGE)
+
+    with pytest.raises(BuildError, match="would run as float arithmetic"):
+        OnnxRuntimeEngine().build(graph, None, [(IMAGE,)], "cpu", tmp_path)
+    allowed = OnnxRuntimeEngine(OnnxRuntimeEngineConfig(allow_simulated=True))
+    allowed.build(graph, None, [(IMAGE,)])
+
+    assert list(tmp_path.iterdir()) == []
+    assert torch.allclose(output(allowed, IMAGE), graph(IMAGE), atol=1e-1)
+
+
+def test_every_thread_of_openvino_gets_its_own_rows() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    engine = OpenVINOEngine().build(module, None, [(torch.randn(4, 16),)])
+    inputs = [torch.randn(4, 16) for _ in range(4)]
+    expected = [module(x) for x in inputs]
+    right: list[bool] = []
+
+    def call(index: int) -> None:
+        with torch.no_grad():
+            results = [output(engine, inputs[index]) for _ in range(200)]
+        right.extend(torch.allclose(one, expected[index], atol=1e-4) for one in results)
+
+    threads = [threading.Thread(target=call, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert right == [True] * 800
+
+
+def test_a_provider_that_is_missing_is_named() -> None:
+    engine = OnnxRuntimeEngine(OnnxRuntimeEngineConfig(providers=["CUDAExecutionProvider"]))
+
+    with pytest.raises(
+        BuildError, match="has no CUDAExecutionProvider; it has .*CPUExecutionProvider"
+    ):
+        engine.build(nn.Linear(2, 2).eval(), None, [(torch.randn(1, 2),)])
+
+
+def test_configurations_reject_what_openvino_lacks() -> None:
+    with pytest.raises(ValueError, match="hint must be LATENCY or THROUGHPUT"):
+        OpenVINOEngineConfig.from_dict({"hint": "SPEED"})
+    with pytest.raises(ValueError, match="rest_dtype must be float32 or bfloat16"):
+        OpenVINOEngineConfig(rest_dtype=torch.float16)
