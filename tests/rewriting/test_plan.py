@@ -100,7 +100,7 @@ def test_a_veto_leaves_a_site_alone_and_names_what_depended_on_it() -> None:
     result, report = apply_plan(plan)
 
     assert report.counts() == {"fuse-linear-activation": 2, "replace-tanh-with-re-lu": 1}
-    assert [site.site for site in report.applied_sites()][0] == kept.root.name
+    assert next(report.applied_sites()).site == kept.root.name
     reasons = {site.pattern: site.reason for site in report.refusals()}
     assert reasons["replace-tanh-with-re-lu"] == "vetoed in the plan"
     assert "replace-tanh-with-re-lu at %" in (reasons["fuse-linear-activation"] or "")
@@ -157,7 +157,9 @@ def test_the_share_of_multiplications_that_a_stage_covers_is_reported() -> None:
 def test_bodies_of_conditions_are_planned_and_the_source_is_left() -> None:
     class Branches(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.cond(x.sum() > 0, lambda y: torch.relu(y) + 1, lambda y: torch.sin(y), (x,))
+            return torch.cond(
+                x.sum() > 0, lambda y: torch.relu(y) + 1, lambda y: torch.sin(y), (x,)
+            )
 
     class ReplaceRelu(Pattern):
         phase = Phase.CONVERSION

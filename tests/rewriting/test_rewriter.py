@@ -83,8 +83,8 @@ def replaces_a_stranger(match: PatternMatch) -> dict[Node, Node]:
     ("build", "reason"),
     [
         (raises_after_building, r"replace() raised KeyError: 'weight'"),
-        (lambda match: None, "replace() must return the node that takes over the root, got NoneType"),
-        (lambda match: {}, "replace() must return the node that takes over the root, got dict"),
+        (lambda _: None, "must return the node that takes over the root, got NoneType"),
+        (lambda _: {}, "must return the node that takes over the root, got dict"),
         (lambda match: {match.root: "relu"}, "the replacement is no node of this graph"),
         (reads_what_is_gone, "which is gone"),
         (reads_what_comes_later, "which comes later"),
@@ -163,7 +163,7 @@ def test_a_match_or_check_that_raises_is_refused_by_name(method: str) -> None:
 
 def test_a_match_that_returns_something_else_is_refused() -> None:
     rule = replace_linear_relu(lambda match: match.inputs[0])
-    type(rule).match = lambda self, root, graph_module: True  # pyright: ignore[reportAttributeAccessIssue]  # wrong on purpose
+    type(rule).match = lambda *_: True  # pyright: ignore[reportAttributeAccessIssue]  # wrong on purpose
 
     record = apply_patterns(linear_relu(), [rule])
 
@@ -171,7 +171,7 @@ def test_a_match_that_returns_something_else_is_refused() -> None:
 
 
 def test_building_in_check_is_refused() -> None:
-    def build_early(self: Pattern, match: PatternMatch) -> Refusal | None:
+    def build_early(_: Pattern, match: PatternMatch) -> Refusal | None:
         match.call_function(aten.neg.default, match.root)
         return None
 
@@ -422,7 +422,9 @@ def test_reads_of_parameters_may_be_matched() -> None:
 
     class FoldIntoBuffer(Pattern):
         phase = Phase.FUSION
-        tree = Chain(mul=Fork(aten.mul.Tensor, scale=Input(lambda node: node.op == "get_attr"), x=Input()))
+        tree = Fork(
+            aten.mul.Tensor, scale=Input(lambda node: node.op == "get_attr"), x=Input()
+        )
 
         def replace(self, match: PatternMatch) -> Node:
             scale = match.graph_module.get_parameter(str(match["scale"].target))
