@@ -57,8 +57,9 @@ def test_the_mean_output_is_that_of_float(layer: WeightedFused, x: Tensor) -> No
 
 
 def test_the_mean_after_a_norm_is_what_counts() -> None:
-    layer = FusedNormLinear(nn.LayerNorm(8), nn.Linear(8, 5))
-    nn.init.uniform_(layer.norm.bias, 1.0, 2.0)
+    norm = nn.LayerNorm(8)
+    nn.init.uniform_(norm.bias, 1.0, 2.0)
+    layer = FusedNormLinear(norm, nn.Linear(8, 5))
     layer.linear_input_stub = QuantStub(TensorQuantConfig())
     with_quantizer(layer)
     before = mean_shift(layer, ROWS)

@@ -16,6 +16,7 @@ from embedl_deploy.quantization import (
     QuantConfig,
     QuantStub,
     TensorQuantConfig,
+    WeightFakeQuantize,
 )
 from embedl_deploy.rewriting import Chain, PassRecord, Pattern, Phase
 from embedl_deploy.tracing import trace
@@ -208,7 +209,7 @@ def test_a_vetoed_match_is_left_alone() -> None:
 def test_per_tensor_weights_have_one_scale() -> None:
     graph, _ = inserted(Branches(), ROWS, QuantConfig(weight=TensorQuantConfig()))
 
-    quantizers = [layer.weight_fake_quant for layer in quantized_layers(graph)]
+    quantizers = [module for module in graph.modules() if isinstance(module, WeightFakeQuantize)]
     assert [tuple(quantizer.scale.shape) for quantizer in quantizers] == [(), ()]
 
 

@@ -1,3 +1,5 @@
+from typing import cast
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -103,7 +105,7 @@ def test_the_input_is_not_changed() -> None:
 
 def test_weights_are_quantized_as_torch_quantizes_the_folded_weight() -> None:
     model = randomised(Block())
-    folded = fuse_conv_bn_eval(model.stem, model.norm)  # pyright: ignore[reportArgumentType]
+    folded = cast("nn.Conv2d", fuse_conv_bn_eval(model.stem, model.norm))  # pyright: ignore[reportArgumentType]
 
     converted = convert(quantized(model, config=QuantConfig(bias_correction=False)))
 
@@ -118,6 +120,7 @@ def test_weights_are_quantized_as_torch_quantizes_the_folded_weight() -> None:
     # The norms are folded in another order of float32 operations: a tie may round the other way.
     assert int(difference.max()) <= 1
     assert int((difference > 0).sum()) <= 2
+    assert folded.bias is not None
     torch.testing.assert_close(state["stem.folded_bias"], folded.bias.detach())
 
 

@@ -4,8 +4,8 @@ from torch.fx import Node
 
 from embedl_deploy.graph.nodes import module_of
 from embedl_deploy.modules.kinds import ROW_NORMS
-from embedl_deploy.patterns.smooth.readers import linear_readers, shared_layer
-from embedl_deploy.rewriting import Chain, Pattern, PatternMatch, Phase, Refusal
+from embedl_deploy.patterns.smooth.readers import feeds_linears, linear_readers, shared_layer
+from embedl_deploy.rewriting import Chain, Op, Pattern, PatternMatch, Phase, Refusal
 
 
 class MoveOutliersIntoLinears(Pattern):
@@ -20,19 +20,23 @@ class MoveOutliersIntoLinears(Pattern):
     """
 
     phase = Phase.SMOOTH
-    tree = Chain(value=ROW_NORMS)
+    tree = Chain(value=tuple(Op(norm, where=feeds_linears) for norm in ROW_NORMS))
 
     def check(self, match: PatternMatch) -> Refusal | None:
-        node = match["value"]
-        if getattr(module_of(node), "weight", None) is None:
-            return Refusal("the norm has no gain to fold factors into", node)
-        readers = linear_readers(node)
-        for reader in node.users:
-            if reader not in readers:
-                return Refusal(
-                    f"%{reader.name} reads the norm too, and cannot undo the factors", reader
-                )
-        return shared_layer(node)
+        return objection_to_folding(match["value"])
 
     def replace(self, match: PatternMatch) -> Node:
         return match.root
+
+
+def objection_to_folding(node: Node) -> Refusal | None:
+    """Returns why a norm cannot take factors itself, ``None`` if it can."""
+    if getattr(module_of(node), "weight", None) is None:
+        return Refusal("the norm has no gain to fold factors into", node)
+    readers = linear_readers(node)
+    for reader in node.users:
+        if reader not in readers:
+            return Refusal(
+                f"%{reader.name} reads the norm too, and cannot undo the factors", reader
+            )
+    return shared_layer(node)

@@ -25,6 +25,11 @@ def linear_readers(value: Node) -> tuple[Node, ...]:
     return tuple(reader for reader in value.users if linear_that_reads(reader, value) is not None)
 
 
+def feeds_linears(value: Node) -> bool:
+    """Tells whether a linear layer reads ``value``."""
+    return bool(linear_readers(value))
+
+
 def shared_layer(value: Node) -> Refusal | None:
     """Returns a refusal if ``value`` or a linear layer that reads it runs more than once."""
     for node in (value, *linear_readers(value)):

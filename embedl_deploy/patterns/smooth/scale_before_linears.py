@@ -5,14 +5,18 @@ from torch.fx import Node
 from embedl_deploy.graph.nodes import module_of
 from embedl_deploy.modules.fused_linear import FusedLinear
 from embedl_deploy.modules.kinds import ACTIVATIONS, ROW_NORMS
-from embedl_deploy.patterns.smooth.move_outliers_into_linears import MoveOutliersIntoLinears
-from embedl_deploy.patterns.smooth.readers import linear_readers, shared_layer
+from embedl_deploy.patterns.smooth.move_outliers_into_linears import objection_to_folding
+from embedl_deploy.patterns.smooth.readers import feeds_linears, shared_layer
 from embedl_deploy.rewriting import Chain, Op, Pattern, PatternMatch, Phase, Refusal
 
 
-def _has_activation(node: Node) -> bool:
+def _cannot_fold(node: Node) -> bool:
+    return feeds_linears(node) and objection_to_folding(node) is not None
+
+
+def _ends_in_activation(node: Node) -> bool:
     module = module_of(node)
-    return isinstance(module, FusedLinear) and module.activation is not None
+    return isinstance(module, FusedLinear) and module.activation is not None and feeds_linears(node)
 
 
 class ScaleBeforeLinears(Pattern):
@@ -28,19 +32,16 @@ class ScaleBeforeLinears(Pattern):
     """
 
     phase = Phase.SMOOTH
-    tree = Chain(value=(*ROW_NORMS, *ACTIVATIONS, Op(FusedLinear, where=_has_activation)))
+    tree = Chain(
+        value=(
+            *(Op(norm, where=_cannot_fold) for norm in ROW_NORMS),
+            *(Op(activation, where=feeds_linears) for activation in ACTIVATIONS),
+            Op(FusedLinear, where=_ends_in_activation),
+        )
+    )
 
     def check(self, match: PatternMatch) -> Refusal | None:
-        node = match["value"]
-        if not linear_readers(node):
-            return Refusal("no linear layer reads it", node)
-        if isinstance(module_of(node), ROW_NORMS) and _folds(match):
-            return Refusal("the norm takes the factors without a multiplication", node)
-        return shared_layer(node)
+        return shared_layer(match["value"])
 
     def replace(self, match: PatternMatch) -> Node:
         return match.root
-
-
-def _folds(match: PatternMatch) -> bool:
-    return MoveOutliersIntoLinears().check(match) is None

@@ -5,6 +5,8 @@ from torch.fx import GraphModule
 
 from embedl_deploy.backends.inductor import INDUCTOR
 from embedl_deploy.graph import record_of
+from embedl_deploy.passes.quantization import find_matches
+from embedl_deploy.patterns.smooth import MoveOutliersIntoLinears, ScaleBeforeLinears
 from embedl_deploy.quantize import (
     ModulesToSkip,
     QuantConfig,
@@ -13,6 +15,7 @@ from embedl_deploy.quantize import (
     quantize,
 )
 from embedl_deploy.rewriting import PassRecord, TransformationReport
+from embedl_deploy.tracing import trace
 
 ROWS = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
 
@@ -81,16 +84,30 @@ def test_skip_rules_leave_a_site_alone() -> None:
     assert not record.applied
 
 
-def test_refuses_a_norm_that_takes_the_factors_itself() -> None:
+def test_leaves_a_norm_alone_that_takes_the_factors_itself() -> None:
     class PreNorm(PostNorm):
         def forward(self, x: Tensor) -> Tensor:
             return self.up(self.norm(x))
 
-    config = QuantConfig(smooth=SmoothQuantConfig())
+    graph = trace(PreNorm().eval(), (ROWS,))
 
-    result = quantize(PreNorm().eval(), (ROWS,), config, forward_loop=[ROWS], backend=INDUCTOR)
+    assert find_matches(graph, (ScaleBeforeLinears,)) == ()
 
-    report = record_of(result).report
-    assert isinstance(report, TransformationReport)
-    refused = [str(site.reason) for site in report.refusals() if site.stage == "smooth"]
-    assert refused == ["the norm takes the factors without a multiplication (at %norm)"]
+
+def test_leaves_an_activation_alone_that_no_linear_layer_reads() -> None:
+    graph = trace(nn.Sequential(nn.Linear(16, 4), nn.GELU()).eval(), (ROWS,))
+
+    assert find_matches(graph, (ScaleBeforeLinears,)) == ()
+
+
+def test_refuses_a_layer_that_is_called_twice() -> None:
+    class Twice(PostNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.up(self.norm(x)) + self.up(x) + self.norm.weight.sum()
+
+    graph = trace(nn.Sequential(nn.GELU(), Twice()).eval(), (ROWS,))
+
+    (match,) = find_matches(graph, (MoveOutliersIntoLinears,))
+
+    assert match.refusal is not None
+    assert "called more than once" in match.refusal.reason
