@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from zoo.families import FAMILIES
 
 from embedl_deploy.cli.torchvision_schemas import define_torchvision_schemas
+from zoo.families import FAMILIES
 
 TIMM = (
     "beit_base_patch16_224", "cait_xxs24_224", "coat_tiny", "coatnet_nano_rw_224",
@@ -32,6 +32,11 @@ class Case:
     build: Callable[[], nn.Module]
     inputs: Callable[[nn.Module], tuple[tuple[object, ...], Mapping[str, object]]]
     in_float64: bool = False
+
+    @property
+    def allowed(self) -> float:
+        """How far outputs may move, relative to their norm."""
+        return 1e-9 if self.in_float64 else 1e-4
 
 
 def zoo() -> Iterator[Case]:

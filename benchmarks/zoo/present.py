@@ -2,66 +2,42 @@
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 
+GROUPS = ("attention", "conv_norm", "conv_norm_activation", "linear_activation")
+
 _KINDS = {
-    "conv": ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d"),
-    "norm": ("batch_norm",),
-    "linear": ("linear", "addmm"),
-    "matmul": ("matmul", "bmm", "baddbmm", "einsum", "__matmul__", "__rmatmul__"),
-    "softmax": ("softmax",),
-    "attention": ("scaled_dot_product_attention", "multi_head_attention_forward"),
+    "conv": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+    "norm": "batch_norm",
+    "linear": "linear addmm",
+    "matmul": "matmul bmm baddbmm einsum __matmul__ __rmatmul__",
+    "softmax": "softmax",
+    "attention": "scaled_dot_product_attention multi_head_attention_forward",
     "activation": (
-        "relu",
-        "relu_",
-        "relu6",
-        "gelu",
-        "silu",
-        "silu_",
-        "hardswish",
-        "hardsigmoid",
-        "hardtanh",
-        "hardtanh_",
-        "sigmoid",
-        "tanh",
-        "leaky_relu",
-        "elu",
-        "mish",
+        "relu relu_ relu6 gelu silu silu_ hardswish hardsigmoid hardtanh hardtanh_ sigmoid "
+        "sigmoid_ tanh tanh_ leaky_relu leaky_relu_ elu elu_ mish softplus prelu selu celu"
     ),
     "pass": (
-        "dropout",
-        "add",
-        "__add__",
-        "__radd__",
-        "__iadd__",
-        "add_",
-        "mul",
-        "__mul__",
-        "__rmul__",
-        "div",
-        "__truediv__",
-        "masked_fill",
-        "masked_fill_",
-        "where",
-        "view",
-        "reshape",
-        "to",
-        "type_as",
-        "float",
-        "unsqueeze",
-        "squeeze",
-        "clamp",
-        "__getitem__",
-        "contiguous",
+        "dropout add __add__ __radd__ __iadd__ add_ sub __sub__ mul __mul__ __rmul__ __imul__ "
+        "mul_ div __truediv__ masked_fill masked_fill_ where view reshape flatten unflatten to "
+        "type_as float unsqueeze squeeze clamp __getitem__ contiguous transpose permute expand"
     ),
+    "silent": "__get__ __set__ size dim numel is_floating_point",
 }
-_KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
+_KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names.split()}
+_SPELLED_BY_HAND = ("gelu", "silu", "swish", "mish")
+"""Words in the class names of modules that are activations, whatever operations they call."""
 
 
 @dataclass
@@ -69,19 +45,21 @@ class _Event:
     """One call that made a tensor."""
 
     kind: str
+    path: str
     sources: tuple["_Event | None", ...]
-    readers: Counter[str] = field(default_factory=Counter[str])
-    reads: int = 0
+    readers: list["_Event"] = field(default_factory=list["_Event"])
 
 
 class _Watcher(TorchFunctionMode):
-    """Records, for every tensor, the call that made it and the kinds of calls that read it."""
+    """Records, for every tensor, the call that made it and the calls that read it."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.made: dict[int, _Event] = {}
         self.events: list[_Event] = []
-        self._alive: dict[int, weakref.ref[Tensor]] = {}
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._stack: list[str] = [""]
+        self._silent = 0
+        self._made: dict[int, tuple[weakref.ref[Tensor], _Event]] = {}
 
     def __torch_function__(
         self,
@@ -93,80 +71,114 @@ class _Watcher(TorchFunctionMode):
         del types
         result = func(*args, **(kwargs or {}))
         name = (resolve_name(func) or getattr(func, "__name__", "")).rpartition(".")[2]
-        if name in ("__get__", "size", "dim", "__set__", "numel", "is_floating_point"):
-            return result
         kind = _KIND_OF.get(name, "other")
-        inputs = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
-        sources = tuple(self._event_of(tensor) for tensor in inputs)
-        event = _Event(kind, sources)
-        for source in sources:
+        if kind != "silent" and not self._silent:
+            self._record(kind, (args, kwargs or {}), result)
+        return result
+
+    @contextmanager
+    def modules(self) -> Iterator[None]:
+        """Follows which module runs."""
+        hooks = (
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave),
+        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _enter(self, module: nn.Module, inputs: object) -> None:
+        del inputs
+        self._stack.append(self._names.get(id(module), self._stack[-1]))
+        self._silent += _is_activation(module)
+
+    def _leave(self, module: nn.Module, inputs: object, output: object) -> None:
+        if _is_activation(module):
+            self._silent -= 1
+            if not self._silent:
+                self._record("activation", inputs, output)
+        self._stack.pop()
+
+    def _record(self, kind: str, inputs: object, result: object) -> None:
+        tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        event = _Event(kind, self._stack[-1], tuple(self._event_of(tensor) for tensor in tensors))
+        for source in event.sources:
             if source is not None:
-                source.readers[kind] += 1
-                source.reads += 1
+                source.readers.append(event)
         self.events.append(event)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self.made[id(leaf)] = event
-                self._alive[id(leaf)] = weakref.ref(leaf)
-        return result
+                self._made[id(leaf)] = (weakref.ref(leaf), event)
 
     def _event_of(self, tensor: Tensor) -> _Event | None:
-        known = self._alive.get(id(tensor))
-        return self.made[id(tensor)] if known is not None and known() is tensor else None
+        alive, event = self._made.get(id(tensor), (None, None))
+        return event if alive is not None and alive() is tensor else None
+
+
+def _is_activation(module: nn.Module) -> bool:
+    name = type(module).__name__.lower()
+    is_leaf = next(module.children(), None) is None and next(module.parameters(), None) is None
+    return is_leaf and any(word in name for word in _SPELLED_BY_HAND)
 
 
 def groups_present(
     model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
-) -> dict[str, int]:
-    """Returns how many attention blocks and fusable groups one run of ``model`` goes through.
+) -> dict[str, Counter[str]]:
+    """Returns the attention blocks and fusable groups that one run of ``model`` goes through.
+
+    Each is counted by the path of the module that runs its convolution, linear layer or last
+    product:
 
     - ``attention``: calls of scaled dot-product or multi-head attention, and softmaxes between
       two matrix products.
-    - ``conv_norm``: convolutions read by a batch norm in eval mode and nothing else.
+    - ``conv_norm``: convolutions read by a batch norm and nothing else.
+    - ``conv_norm_activation``: those whose norm is read by an activation and nothing else; they
+      are not counted as ``conv_norm``.
     - ``linear_activation``: linear layers read by an activation and nothing else.
     """
-    watcher = _Watcher()
-    with torch.no_grad(), watcher:
+    watcher = _Watcher(model)
+    with torch.no_grad(), watcher, watcher.modules():
         model(*args, **kwargs)
-    counts = Counter[str]()
+    groups: dict[str, Counter[str]] = {name: Counter() for name in GROUPS}
     for event in watcher.events:
-        if event.kind == "attention" or (event.kind == "matmul" and _softmax_before(event)):
-            counts["attention"] += 1
-        elif event.kind == "norm" and _only_reader(event, "conv"):
-            counts["conv_norm"] += 1
-        elif event.kind == "activation" and _only_reader(event, "linear"):
-            counts["linear_activation"] += 1
-    return {name: counts[name] for name in ("attention", "conv_norm", "linear_activation")}
+        kind = _group_of(event)
+        if kind is not None:
+            layer = event if kind == "attention" else event.sources[0]
+            groups[kind][layer.path if layer is not None else ""] += 1
+    return groups
 
 
-def _only_reader(event: _Event, kind: str) -> bool:
-    source = event.sources[0] if event.sources else None
-    return source is not None and source.kind == kind and source.reads == 1
-
-
-def _softmax_before(event: _Event) -> bool:
-    first = event.sources[0] if event.sources else None
-    softmax = _through(first, "softmax")
-    if softmax is None or not softmax.sources:
-        return False
-    return _through(softmax.sources[0], "matmul") is not None
-
-
-def _through(event: _Event | None, kind: str) -> _Event | None:
-    """Returns the nearest event of ``kind`` before, past scales, masks and reshapes."""
-    for _ in range(12):
-        if event is None or event.kind == kind:
-            return event
-        if event.kind != "pass":
-            return None
-        known = [source for source in event.sources if source is not None]
-        event = next((item for item in known if _leads_to(item, kind, 8)), None)
+def _group_of(event: _Event) -> str | None:
+    if event.kind == "attention" or (event.kind == "matmul" and _softmax_before(event)):
+        return "attention"
+    if event.kind == "norm" and _reads_alone(event, "conv"):
+        is_followed = len(event.readers) == 1 and event.readers[0].kind == "activation"
+        return "conv_norm_activation" if is_followed else "conv_norm"
+    if event.kind == "activation" and _reads_alone(event, "linear"):
+        return "linear_activation"
     return None
 
 
-def _leads_to(event: _Event, kind: str, depth: int) -> bool:
-    if event.kind == kind:
-        return True
-    if depth == 0 or event.kind != "pass":
-        return False
-    return any(_leads_to(item, kind, depth - 1) for item in event.sources if item is not None)
+def _reads_alone(event: _Event, kind: str) -> bool:
+    source = event.sources[0] if event.sources else None
+    return source is not None and source.kind == kind and len(source.readers) == 1
+
+
+def _softmax_before(event: _Event) -> bool:
+    return any(
+        softmax.sources[0] is not None and _nearest(softmax.sources[0], "matmul") is not None
+        for softmax in (_nearest(source, "softmax") for source in event.sources)
+        if softmax is not None and softmax.sources
+    )
+
+
+def _nearest(event: _Event | None, kind: str, depth: int = 12) -> _Event | None:
+    """Returns the nearest event of ``kind`` before, past scales, masks and reshapes."""
+    if event is None or event.kind == kind:
+        return event
+    if event.kind != "pass" or depth == 0:
+        return None
+    found = (_nearest(source, kind, depth - 1) for source in event.sources)
+    return next((item for item in found if item is not None), None)

@@ -10,8 +10,8 @@ from torch.fx import Node
 
 from embedl_deploy.errors import VerificationError
 from embedl_deploy.graph.distance import relative_error
-from embedl_deploy.graph.evaluate import evaluate, sample_value
-from embedl_deploy.graph.nodes import shape_of, source_line
+from embedl_deploy.graph.evaluate import attribute_of, evaluate, sample_value
+from embedl_deploy.graph.nodes import graph_module_of, shape_of, source_line
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.refusal import Refusal
 
@@ -84,7 +84,7 @@ def _compare(
             return Refusal(reason, match.root)
     known = {**before, **given, **after}
     for old, new in outputs.items():
-        expected, found = before[old], known.get(new)
+        expected, found = before[old], known.get(new, _attribute(new))
         error, allowed = relative_error(found, expected), _allowed(match, expected)
         if not error <= allowed:
             return Refusal(
@@ -93,6 +93,10 @@ def _compare(
                 old,
             )
     return None
+
+
+def _attribute(node: Node) -> object:
+    return attribute_of(graph_module_of(node), str(node.target)) if node.op == "get_attr" else None
 
 
 def _is_batch(before: Mapping[Node, object], outputs: Mapping[Node, Node]) -> bool:

@@ -12,7 +12,9 @@ from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import Argument, map_arg
 
+from embedl_deploy.tracing.clean import ASSERTS, remove_true_asserts
 from embedl_deploy.tracing.program import Program, State
+from embedl_deploy.tracing.settle import Number, recorded, settle_numbers
 
 _aten = torch.ops.aten
 _COPIES = (
@@ -30,12 +32,14 @@ _LIKE = (
     _aten.ones_like.default,
     _aten.full_like.default,
 )
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
+_NUMBER_MODULES = ("_operator", "math", "builtins")
 _LARGEST = 1 << 24
 """Elements; a larger constant is kept only if it is no larger than what it is made from."""
 
 
 def fold_constants(program: Program) -> None:
-    """Replaces constant subgraphs by buffers named ``_folded_constants.N``.
+    """Replaces constant subgraphs by buffers named ``_folded_constants.N``, numbers by literals.
 
     Constants are literals, non-persistent buffers and integer or boolean buffers. Parameters and
     float buffers of the ``state_dict`` are not: loading another one must change the result.
@@ -43,8 +47,15 @@ def fold_constants(program: Program) -> None:
     constant = _constant_nodes(program)
     edge = [node for node in constant if any(user not in constant for user in node.users)]
     values = _values(program, constant, edge)
+    numbers: dict[Node, Number] = {}
+    resized: list[Node] = []
     number = 0
     for node in edge:
+        value = values[node]
+        if not isinstance(value, Tensor):
+            assert isinstance(value, (int, float))
+            numbers[node] = value
+            continue
         if node.op == "get_attr" and not program.state[str(node.target)].lifted:
             continue
         source = _copied(node)
@@ -53,11 +64,16 @@ def fold_constants(program: Program) -> None:
             continue
         while (name := f"_folded_constants.{number}") in program.state:
             number += 1
-        program.state[name] = State(values[node], persistent=False)
+        program.state[name] = State(value, persistent=False)
         with program.graph.inserting_before(node):
             folded = program.graph.create_node("get_attr", name, name=f"folded_constant_{number}")
         folded.meta = dict(node.meta)
+        if _has_symbols(node):
+            folded.meta["val"] = recorded(value, node.meta["val"])
+            resized.append(folded)
         _redirect(node, folded, constant)
+    settle_numbers(program.graph, numbers, resized)
+    remove_true_asserts(program.graph)
     _drop_unread(program)
 
 
@@ -77,12 +93,17 @@ def _constant_nodes(program: Program) -> dict[Node, None]:
             and (_reads_no_values(node) or all(read in constant for read in node.all_input_nodes))
         ):
             constant[node] = None
-    # A list or a number has no buffer to live in: what only non-constants read stays a call.
+    # A list has no buffer to live in: what non-constants read stays a call.
     for node in reversed(list(constant)):
-        is_tensor = isinstance(node.meta.get("val"), Tensor)
-        if not is_tensor and any(user not in constant for user in node.users):
+        is_value = isinstance(node.meta.get("val"), (Tensor, *_NUMBERS))
+        if not is_value and any(user not in constant for user in node.users):
             del constant[node]
     return constant
+
+
+def _has_symbols(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and not all(isinstance(size, int) for size in value.shape)
 
 
 def _is_constant(state: State) -> bool:
@@ -92,9 +113,11 @@ def _is_constant(state: State) -> bool:
 
 
 def _is_pure(node: Node) -> bool:
-    if getattr(node.target, "__name__", "") == "getitem":
+    if getattr(node.target, "__module__", "") in _NUMBER_MODULES:
         return True
     if not isinstance(node.target, OpOverload) or node.target.namespace != "aten":
+        return False
+    if node.target in ASSERTS:
         return False
     if torch.Tag.nondeterministic_seeded in node.target.tags or node.target._schema.is_mutable:
         return False
@@ -121,7 +144,7 @@ def _size(node: Node) -> int:
     return math.prod(size if isinstance(size, int) else _LARGEST for size in sizes)
 
 
-def _values(program: Program, constant: dict[Node, None], edge: list[Node]) -> dict[Node, Tensor]:
+def _values(program: Program, constant: dict[Node, None], edge: list[Node]) -> dict[Node, object]:
     """Computes the constants of ``edge``; what they are made from is freed on the way."""
     needed = _needed(constant, edge)
     readers = {node: sum(user in needed for user in node.users) for node in needed}
@@ -138,7 +161,7 @@ def _values(program: Program, constant: dict[Node, None], edge: list[Node]) -> d
                 readers[read] -= 1
                 if readers[read] == 0 and read not in kept:
                     del values[read]
-    return {node: cast("Tensor", values[node]) for node in edge}
+    return {node: values[node] for node in edge}
 
 
 def _needed(constant: dict[Node, None], edge: list[Node]) -> dict[Node, None]:

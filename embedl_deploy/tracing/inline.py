@@ -78,7 +78,9 @@ def _inlined(
 def _copied(program: Program, node: Node, body: GraphModule, mapped: dict[Node, Argument]) -> Node:
     copied = program.graph.node_copy(node, mapped.__getitem__)  # pyright: ignore[reportArgumentType]  # literals may be inputs
     if node.op == "get_attr":
-        name = f"{node.target}_inlined_{len(program.attributes)}"
+        number = 0
+        while (name := f"{node.target}_inlined_{number}") in program.attributes:
+            number += 1
         program.attributes[name] = getattr(body, str(node.target))
         copied.target = name
     return copied

@@ -7,7 +7,12 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from embedl_deploy.graph.traced_module import TracedModule, own_tensors
-from embedl_deploy.tracing.clean import remove_asserts, remove_dead_code
+from embedl_deploy.tracing.clean import (
+    remove_asserts,
+    remove_dead_code,
+    saturate_fills,
+    views_as_reshapes,
+)
 from embedl_deploy.tracing.fold import fold_constants
 from embedl_deploy.tracing.functional import make_functional
 from embedl_deploy.tracing.inline import inline_blocks
@@ -58,6 +63,8 @@ def _module_of(program: Program) -> TracedModule:
     write_out_vmap(program)
     remove_asserts(program.graph)
     make_functional(program)
+    views_as_reshapes(program.graph)
+    saturate_fills(program.graph)
     fold_constants(program)
     remove_dead_code(program.graph)
     lifted = lift(program)

@@ -117,3 +117,79 @@ def test_no_grad_blocks_become_visible_and_keep_their_gradient() -> None:
     assert theirs.grad is not None
     assert torch.equal(ours.grad, theirs.grad)
     assert "aten.amax.default" in targets(graph)
+
+
+class NumbersFromConstants(nn.Module):
+    """Reads sizes off a tensor that no input changes, as Funnel does."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        positions = torch.arange(4).float()
+        last = positions[-1].item()
+        offsets = torch.arange(0, last + 1, 2.0)
+        columns = x @ x.new_ones(4, 1) * offsets
+        return columns.reshape(2, offsets.shape[0], -1), columns.shape[-1]
+
+
+def test_numbers_read_off_constants_become_literals_and_sizes_known() -> None:
+    model = NumbersFromConstants()
+
+    graph = trace(model, (ROWS,))
+
+    values = [node.meta["val"] for node in graph.graph.nodes if node.op != "output"]
+    assert torch.equal(graph(ROWS)[0], model(ROWS)[0])
+    assert graph(ROWS)[1] == 2
+    assert "aten.item.default" not in targets(graph)
+    assert all(isinstance(size, int) for value in values for size in value.shape)
+
+
+class LowestOfDouble(nn.Module):
+    """Makes its mask in float32, out of the lowest float64, as CLIP does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.full((4, 4), torch.finfo(x.dtype).min).triu(1)
+        return torch.softmax(x + mask.to(x.dtype), -1)
+
+
+def test_a_number_beyond_its_dtype_becomes_the_largest_there_is() -> None:
+    rows = ROWS.double()
+    mask = torch.full((4, 4), -torch.inf, dtype=torch.float64).triu(1)
+
+    graph = trace(LowestOfDouble(), (rows,))
+
+    torch.testing.assert_close(graph(rows), torch.softmax(rows + mask, -1))
+
+
+class NestedBlocks(nn.Module):
+    """Two layers, each with a block without gradients around one without autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            with torch.no_grad(), torch.autocast("cpu", enabled=False):
+                angles = x.float().sin()
+            with torch.autocast("cpu", enabled=False):
+                x = x * angles.cos()
+        return x
+
+
+def test_blocks_inside_blocks_become_visible_in_every_layer() -> None:
+    model = NestedBlocks()
+
+    graph = trace(model, (ROWS,))
+
+    assert torch.equal(graph(ROWS), model(ROWS))
+    assert targets(graph).count("aten.sin.default") == 2
+    assert not any("wrap_with" in target for target in targets(graph))
+
+
+class ViewedAttention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        attended = nn.functional.scaled_dot_product_attention(x, x, x)
+        return attended.transpose(0, 1).transpose(0, 1).view(2, 16)
+
+
+def test_views_hold_whatever_the_layout_they_read() -> None:
+    graph = trace(ViewedAttention(), (ROWS,))
+
+    strided = ROWS.transpose(1, 2).contiguous().transpose(1, 2)
+    torch.testing.assert_close(graph(strided), ViewedAttention()(ROWS))
+    assert "aten.view.default" not in targets(graph)

@@ -3,7 +3,6 @@
 import torch
 from torch.fx import GraphModule, Node
 
-from embedl_deploy.graph.nodes import shape_of
 from embedl_deploy.modules import ScaledDotProductAttention
 from embedl_deploy.patterns.recomposition.attention_chain import AttentionChain, attention_chain
 from embedl_deploy.patterns.recomposition.attention_mask import combined_mask, objection_to_masks
@@ -64,19 +63,10 @@ class RecomposeAttention(Pattern):
         attended = match.call_module(core, query, key, value, *masks)
         if chain.value_is_transposed:
             return match.call_function(_ATEN.transpose.int, attended, -2, -1)
-        return _as_laid_out(match, attended)
+        return attended
 
 
 def _chain_of(match: PatternMatch) -> AttentionChain:
     chain = attention_chain(match.root)
     assert isinstance(chain, AttentionChain)
     return chain
-
-
-def _as_laid_out(match: PatternMatch, attended: Node) -> Node:
-    """Makes the result contiguous where a view reads it: kernels may lay it out otherwise."""
-    is_viewed = any(reader.target is _ATEN.view.default for reader in match.root.users)
-    shape = shape_of(match.root)
-    if not is_viewed or shape is None or len(shape) != 4:
-        return attended
-    return match.call_function(_ATEN.contiguous.default, attended)

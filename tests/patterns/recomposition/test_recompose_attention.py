@@ -124,7 +124,7 @@ def test_leaves_a_scaled_query_that_something_else_reads() -> None:
     torch.testing.assert_close(graph(*QKV), Reads()(*QKV))
 
 
-def test_makes_the_result_contiguous_for_a_view() -> None:
+def test_a_view_reads_the_result_whatever_its_layout() -> None:
     model = Spelled(lambda q, k, v: (softmax(q @ k.mT) @ v).view(2, 3, -1))
     graph = trace(model, QKV)
 
