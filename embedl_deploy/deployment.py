@@ -56,7 +56,7 @@ def lower(
     cache_dir: str | Path | None = None,
     min_nodes: int = 1,
     atomic: Sequence[Sequence[str]] = (),
-    tolerance: float = 0.05,
+    tolerance: float | None = None,
     time_budget_s: float | None = None,
     progress: Progress | None = None,
 ) -> LoweredModule:
@@ -81,7 +81,8 @@ def lower(
         cache_dir: Where engines keep what they compiled.
         min_nodes: The fewest nodes worth an engine's call.
         atomic: Groups of node names that no cut may divide.
-        tolerance: Largest relative error of an engine's outputs against the graph's.
+        tolerance: Largest relative error of an engine's outputs against the graph's; None: 0.1,
+            and 0.25 where the graph is quantized.
         time_budget_s: With ``"measure"``: when to stop building further candidates.
         progress: Called with one line at the start of each long step.
 

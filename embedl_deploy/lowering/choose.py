@@ -21,8 +21,12 @@ from embedl_deploy.lowering.planning import describe_piece
 from embedl_deploy.lowering.report import FailedBuild, Measurement, SubgraphReport
 from embedl_deploy.lowering.signature import SymbolRange
 from embedl_deploy.lowering.stitch import Piece
+from embedl_deploy.lowering.units import is_quantization
 
 Choose = Literal["first", "measure"]
+
+_TOLERANCE = 0.1
+_QUANTIZED_TOLERANCE = 0.25
 
 Progress = Callable[[str], None]
 """Called with one line at the start of each long step."""
@@ -39,8 +43,9 @@ class BuildSettings:
     """How subgraphs are built and judged."""
 
     choose: Choose = "first"
-    tolerance: float = 0.05
-    """Largest relative error against the graph on the example inputs."""
+    tolerance: float | None = None
+    """Largest relative error against the graph on the example inputs; None: 0.1, and 0.25 where
+    the graph is quantized, since rounding to the next step may go either way."""
 
     cache_dir: Path | None = None
     time_budget_s: float | None = None
@@ -132,6 +137,7 @@ def _built_candidates(
     examples = tuple(in_format(values[node]) for node in piece.inputs)
     references = [values[node] for node in piece.outputs]
     formats = tuple(format_of(value) for value in examples)
+    tolerance = _tolerance(piece, settings)
     start = time.perf_counter()
     for position, label in enumerate(labels):
         spent = time.perf_counter() - start
@@ -148,13 +154,20 @@ def _built_candidates(
         except BUILD_ERRORS as error:
             failures.append(FailedBuild(label, _first_line(error)))
             continue
-        if not fidelity.relative_error <= settings.tolerance:
-            failures.append(FailedBuild(label, _error_text(fidelity, settings.tolerance)))
+        if not fidelity.relative_error <= tolerance:
+            failures.append(FailedBuild(label, _error_text(fidelity, tolerance)))
             engine.deactivate()
             continue
         seconds = time.perf_counter() - began
         slot = EngineSlot(engine, label, formats)
         yield _Candidate(label, slot, seconds, fidelity, examples)
+
+
+def _tolerance(piece: Piece, settings: BuildSettings) -> float:
+    if settings.tolerance is not None:
+        return settings.tolerance
+    quantized = any(is_quantization(node) for node in piece.subgraph.nodes)
+    return _QUANTIZED_TOLERANCE if quantized else _TOLERANCE
 
 
 def _built_engine(

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
-from torch._ops import OpOverload
 from torch.fx import Node
 
 from embedl_deploy.errors import LoweringError
 from embedl_deploy.lowering.choose import Built
 from embedl_deploy.lowering.report import NodeRefusal
+from embedl_deploy.lowering.units import is_quantization
 
 _SHOWN = 3
 
@@ -39,9 +39,3 @@ def refuse_simulated(
         f"than the model before quantization, the first {[n.name for n in found[:_SHOWN]]}: "
         f"{shown}. Give an engine that has integer kernels for them, or allow_simulated=True"
     )
-
-
-def is_quantization(node: Node) -> bool:
-    """Tells whether a node quantizes or dequantizes."""
-    target = node.target
-    return isinstance(target, OpOverload) and target.namespace == "quantized_decomposed"

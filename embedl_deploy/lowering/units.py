@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import SymBool, SymFloat, SymInt
+from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
 from embedl_deploy.lowering.mutation import ordering_edges, writes_memory
@@ -55,6 +56,11 @@ def is_size_arithmetic(node: Node) -> bool:
     if module not in _SYMBOLIC_MODULES and not module.startswith("torch.fx.experimental.sym"):
         return node.target in (torch.sym_max, torch.sym_min, torch.sym_not, torch.sym_int)
     return all(read.op == "placeholder" or is_size_arithmetic(read) for read in inputs_of(node))
+
+
+def is_quantization(node: Node) -> bool:
+    """Tells whether a node quantizes or dequantizes."""
+    return isinstance(node.target, OpOverload) and node.target.namespace == "quantized_decomposed"
 
 
 def inputs_of(node: Node) -> list[Node]:

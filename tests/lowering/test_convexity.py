@@ -31,7 +31,7 @@ def quotient(groups: list[int], reads: list[list[int]]) -> "nx.DiGraph[object]":
 
 
 @given(labelled_dags())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_groups_share_a_label_and_order_among_themselves(dag: Labelled) -> None:
     labels, reads = dag
 
@@ -45,7 +45,7 @@ def test_groups_share_a_label_and_order_among_themselves(dag: Labelled) -> None:
 
 
 @given(labelled_dags())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_no_path_leaves_a_group_and_comes_back(dag: Labelled) -> None:
     labels, reads = dag
     graph: nx.DiGraph[int] = nx.DiGraph()
@@ -62,7 +62,7 @@ def test_no_path_leaves_a_group_and_comes_back(dag: Labelled) -> None:
 
 
 @given(labelled_dags())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_no_two_groups_of_one_label_could_be_one(dag: Labelled) -> None:
     labels, reads = dag
 
