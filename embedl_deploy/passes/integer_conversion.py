@@ -109,7 +109,8 @@ def _drop_unread(graph_module: GraphModule) -> None:
         for name in [name for name in module._buffers if (id(module), name) not in kept]:
             del module._buffers[name]
         for name in [name for name, child in module._modules.items() if _is_empty(child)]:
-            if id(module._modules[name]) not in inside:
+            # A branch of a condition has no parameters, but a node reads it.
+            if id(module._modules[name]) not in inside and (id(module), name) not in kept:
                 del module._modules[name]
 
 
