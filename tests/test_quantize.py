@@ -25,7 +25,7 @@ from embedl_deploy.quantize import (
     quantize,
 )
 from embedl_deploy.rewriting import TransformationReport
-from embedl_deploy.transformation import transform
+from embedl_deploy.transformation import get_transformation_plan, transform
 
 IMAGE = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -127,6 +127,17 @@ def test_insert_qdq_takes_matches_and_their_vetoes() -> None:
 
     assert len(stubs(inserted)) == 2
     assert not stubs(fused)
+
+
+def test_insert_qdq_takes_the_matches_of_a_plan() -> None:
+    fused = transform(residual(), (IMAGE,), backend=INDUCTOR).model
+    patterns = (QuantizeConv, QuantizeLinear)
+    plan = get_transformation_plan(fused, (IMAGE,), patterns=patterns, backend=INDUCTOR)
+    next(plan.sites()).apply = False
+
+    inserted = insert_qdq(fused, plan.matches)
+
+    assert len(stubs(inserted)) == 2
 
 
 def test_skip_rules_take_modules_of_the_model_that_was_given() -> None:

@@ -4,7 +4,7 @@ import re
 from abc import ABC
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -90,7 +90,7 @@ class Pattern(ABC):
 
     def replace(self, match: PatternMatch) -> Replacement:
         """Builds what takes the place of the match; see ``PatternMatch`` for how."""
-        graft = type(self).graft
+        graft = cast("Callable[[], nn.Module] | None", type(self).graft)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]  # no method
         if graft is None:
             raise PatternError(f"{self.name} says nothing to put there: define replace() or graft")
         return match.call_module(graft(), *match.inputs)
@@ -135,7 +135,7 @@ def instances(patterns: Sequence["type[Pattern] | Pattern"]) -> tuple[Pattern, .
     made: list[Pattern] = []
     for pattern in patterns:
         rule = pattern() if isinstance(pattern, type) else pattern
-        if not isinstance(rule, Pattern):
+        if not isinstance(cast("object", rule), Pattern):
             raise PatternError(f"a pattern is a subclass of Pattern, got {pattern!r}")
         if not isinstance(getattr(rule, "phase", None), Phase):
             raise PatternError(
