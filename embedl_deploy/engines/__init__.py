@@ -7,6 +7,8 @@ from embedl_deploy.engines.inductor import InductorEngine, InductorEngineConfig
 from embedl_deploy.engines.inductor_build import count_int8_kernels
 from embedl_deploy.engines.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeEngineConfig
 from embedl_deploy.engines.openvino import OpenVINOEngine, OpenVINOEngineConfig
+from embedl_deploy.engines.tensorrt import TensorRTEngine, TensorRTEngineConfig
+from embedl_deploy.engines.torchao import TorchAOEngine, TorchAOEngineConfig
 
 # The names that users of other tuning tools come with.
 Backend = Engine
@@ -14,6 +16,10 @@ BackendConfig = EngineConfig
 BackendState = EngineState
 TorchInductorBackend = InductorEngine
 TorchInductorBackendConfig = InductorEngineConfig
+TorchAOBackend = TorchAOEngine
+TorchAOBackendConfig = TorchAOEngineConfig
+TensorRTBackend = TensorRTEngine
+TensorRTBackendConfig = TensorRTEngineConfig
 
 __all__ = [
     "Backend",
@@ -30,6 +36,14 @@ __all__ = [
     "OnnxRuntimeEngineConfig",
     "OpenVINOEngine",
     "OpenVINOEngineConfig",
+    "TensorRTBackend",
+    "TensorRTBackendConfig",
+    "TensorRTEngine",
+    "TensorRTEngineConfig",
+    "TorchAOBackend",
+    "TorchAOBackendConfig",
+    "TorchAOEngine",
+    "TorchAOEngineConfig",
     "TorchInductorBackend",
     "TorchInductorBackendConfig",
     "count_int8_kernels",

@@ -14,7 +14,7 @@ from embedl_deploy.engines.call_form import CallForm
 from embedl_deploy.engines.config import EngineConfig
 from embedl_deploy.engines.engine import Engine, Sample
 from embedl_deploy.engines.file_engine import working_folder
-from embedl_deploy.engines.inductor_build import first_line, mode_options, require_compiler
+from embedl_deploy.engines.inductor_build import mode_options, require_compiler
 from embedl_deploy.engines.inductor_programs import (
     CompiledIntegerProgram,
     CompiledProgram,
@@ -24,7 +24,7 @@ from embedl_deploy.engines.inductor_programs import (
 )
 from embedl_deploy.engines.inductor_support import refusal_of
 from embedl_deploy.engines.integer_graph import is_quantized, quantized_products
-from embedl_deploy.engines.program import recorded_dynamic_shapes, split_sample
+from embedl_deploy.engines.program import recorded_dynamic_shapes
 from embedl_deploy.errors import BuildError
 from embedl_deploy.rewriting.refusal import Refusal
 
@@ -127,9 +127,9 @@ class InductorEngine(Engine):
         self._dynamic_shapes = getattr(graph_spec, "dynamic_shapes", None)
         sample = data[0] if data else None
         if self.is_jit and not _is_quantized_graph(module):
-            self._start(module, device)
+            started = self._start(module, device)
             if sample is not None:
-                self._call_once(sample)
+                started.compile_for(sample)
             return
         if sample is None:
             raise BuildError("Inductor needs a sample to build ahead of time, or to build int8")
@@ -211,16 +211,11 @@ class InductorEngine(Engine):
         self._program = self._module = self._saved_package = None
         self.kernels, self.simulated = {}, 0
 
-    def _start(self, module: nn.Module, device: torch.device) -> None:
+    def _start(self, module: nn.Module, device: torch.device) -> CompiledProgram:
         self._module = module
-        self._program = CompiledProgram(module, device, self._just_in_time(module))
-
-    def _call_once(self, sample: Sample) -> None:
-        args, kwargs = split_sample(sample)
-        try:
-            self._infer(*args, **kwargs)
-        except Exception as error:
-            raise BuildError(f"Inductor cannot compile the module: {first_line(error)}") from error
+        started = CompiledProgram(module, device, self._just_in_time(module))
+        self._program = started
+        return started
 
     def _just_in_time(self, module: nn.Module) -> JustInTime:
         dynamic = self.config.dynamic

@@ -72,7 +72,7 @@ def inductor_settings(
 
     require_compiler()
     own = {"freezing": freezing, "cpp.enable_kernel_profile": freezing, **options}
-    with _LOCK, torch.no_grad(), config.patch(own), _known_warnings():
+    with _LOCK, torch.no_grad(), config.patch(own), known_warnings():
         before = {kind: counters["inductor"][name] for kind, name in _COUNTERS.items()}
         yield
         made = {kind: counters["inductor"][name] for kind, name in _COUNTERS.items()}
@@ -188,7 +188,7 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _known_warnings() -> Generator[None]:
+def known_warnings() -> Generator[None]:
     """Drops what Inductor warns about its own code."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "To copy construct from a tensor", UserWarning)

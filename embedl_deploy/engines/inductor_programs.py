@@ -19,6 +19,7 @@ from embedl_deploy.engines.inductor_build import (
     compile_package,
     first_line,
     inductor_settings,
+    known_warnings,
     load_package,
 )
 from embedl_deploy.engines.integer_graph import shorten_zero_points, spell_unsigned
@@ -92,13 +93,27 @@ class CompiledProgram:
         self._device = device
         self._own_dtype = _float_type(module)
         compiler = cast("Callable[..., Callable[..., object]]", torch.compile)
-        self._compiled = compiler(
-            _own_function(module),
-            fullgraph=settings.fullgraph,
-            dynamic=settings.dynamic,
-            mode=settings.mode,
-            options=settings.options,
-        )
+        with known_warnings():
+            self._compiled = compiler(
+                _own_function(module),
+                fullgraph=settings.fullgraph,
+                dynamic=settings.dynamic,
+                mode=settings.mode,
+                options=settings.options,
+            )
+
+    def compile_for(self, sample: Sample) -> None:
+        """Runs a sample, which makes torch compile for inputs like it.
+
+        Raises:
+            BuildError: It cannot be compiled, or does not run.
+        """
+        args, kwargs = split_sample(sample)
+        try:
+            with known_warnings():
+                self(*args, **kwargs)
+        except Exception as error:
+            raise BuildError(f"Inductor cannot compile the module: {first_line(error)}") from error
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         with torch.no_grad(), self._autocast():

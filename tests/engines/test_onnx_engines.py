@@ -97,9 +97,7 @@ def test_every_thread_of_openvino_gets_its_own_rows() -> None:
 def test_a_provider_that_is_missing_is_named() -> None:
     engine = OnnxRuntimeEngine(OnnxRuntimeEngineConfig(providers=["CUDAExecutionProvider"]))
 
-    with pytest.raises(
-        BuildError, match="has no CUDAExecutionProvider; it has .*CPUExecutionProvider"
-    ):
+    with pytest.raises(BuildError, match="has no CUDAExecutionProvider; it has"):
         engine.build(nn.Linear(2, 2).eval(), None, [(torch.randn(1, 2),)])
 
 
