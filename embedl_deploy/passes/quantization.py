@@ -24,7 +24,7 @@ from embedl_deploy.rewriting.backend import Backend
 from embedl_deploy.rewriting.pattern import instances
 from embedl_deploy.rewriting.workspace import Workspace
 
-Matches = Sequence[PatternMatch] | Mapping[object, Mapping[object, PatternMatch]]
+Matches = Sequence[PatternMatch] | Mapping[Node, Mapping[type[Pattern], PatternMatch]]
 """Matches in a row, or as a plan keeps them: by node, then by pattern."""
 
 

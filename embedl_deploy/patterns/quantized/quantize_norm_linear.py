@@ -1,7 +1,9 @@
 """Quantizes the normalised rows and the weight of linear layers fused with a norm."""
 
+from torch.fx import Node
+
 from embedl_deploy.modules.fused_norm_linear import FusedNormLinear
-from embedl_deploy.rewriting import Chain, Pattern, Phase
+from embedl_deploy.rewriting import Chain, Pattern, PatternMatch, Phase
 
 
 class QuantizeNormLinear(Pattern):
@@ -10,3 +12,6 @@ class QuantizeNormLinear(Pattern):
     phase = Phase.QUANTIZATION
     tree = Chain(layer=FusedNormLinear)
     qdq_points = ("layer.linear_input_stub", "layer.weight")
+
+    def replace(self, match: PatternMatch) -> Node:
+        return match.root  # the stage places the quantizers
