@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """Rewrites a model with the patterns of a backend: plan, veto, apply."""
 
 from collections.abc import Mapping, Sequence

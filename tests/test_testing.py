@@ -192,4 +192,5 @@ def test_random_parameters_lie_between_half_and_one_and_a_half() -> None:
 
     assert all(bool(((t >= 0.5) & (t < 1.5)).all()) for t in floats)
     assert model.get_buffer("1.num_batches_tracked") == 0
-    assert torch.equal(randomize(nn.Linear(4, 4)).weight, randomize(nn.Linear(4, 4)).weight)
+    first, second = (randomize(nn.Linear(4, 4)).state_dict()["weight"] for _ in range(2))
+    assert torch.equal(first, second)

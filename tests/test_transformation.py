@@ -44,11 +44,11 @@ def test_transform_keeps_the_output_keys_and_parameters() -> None:
 def test_the_model_itself_is_left_as_it_was() -> None:
     model = mlp()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    modules = dict(model.named_modules())
+    modules = list(model.children())
 
     transform(model, (ROW,), patterns=[FuseLinearActivation]).model.train()
 
-    assert dict(model.named_modules()) == modules
+    assert list(model.children()) == modules
     assert not model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 

@@ -54,14 +54,14 @@ def sample_value(node: Node, generator: torch.Generator) -> object:
 
 def size_hint(size: int | torch.SymInt) -> int:
     """Returns a size as a number: for a symbolic one the value it had at tracing."""
-    return size if isinstance(size, int) else int(size.node.hint or 2)
+    return size if isinstance(size, int) else int(cast("int | None", size.node.hint) or 2)
 
 
 def _sample(value: object, generator: torch.Generator) -> object:
     if isinstance(value, (tuple, list)):
-        return [_sample(item, generator) for item in cast("tuple[object]", value)]
+        return [_sample(item, generator) for item in cast("tuple[object, ...]", value)]
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-        return value.node.hint
+        return cast("object", value.node.hint)
     if not isinstance(value, Tensor):
         return value
     shape = [size_hint(size) for size in value.shape]

@@ -29,7 +29,7 @@ def macs_of(node: Node) -> int:
         module = module_of(node)
         return 0 if module is None else _module_macs(module, node)
     if isinstance(node.target, OpOverload):
-        return _op_macs(node, node.target)
+        return _op_macs(node, cast("OpOverload", node.target))
     return 0
 
 
@@ -112,5 +112,5 @@ def _size(*sizes: int | torch.SymInt) -> int:
 def _hint(size: int | torch.SymInt) -> int:
     if isinstance(size, int):
         return size
-    hint = size.node.hint
+    hint = cast("int | None", size.node.hint)
     return 1 if hint is None else int(hint)

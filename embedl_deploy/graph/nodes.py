@@ -1,9 +1,12 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """Questions about one node of an fx graph; none of them changes anything."""
 
 import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import SymInt, Tensor, nn
@@ -48,7 +51,7 @@ def module_of(node: Node) -> nn.Module | None:
 def parts_of(module: nn.Module) -> tuple[nn.Module, ...]:
     """Returns the modules that a fused module holds by reference, () for any other module."""
     parts: object = getattr(module, "parts", ())
-    return parts if isinstance(parts, tuple) else ()
+    return cast("tuple[nn.Module, ...]", parts) if isinstance(parts, tuple) else ()
 
 
 def callee_of(node: Node) -> object:
@@ -113,7 +116,7 @@ def module_path(node: Node) -> str:
     stack = node.meta.get("nn_module_stack")
     if not isinstance(stack, dict) or not stack:
         return ""
-    path, _ = list(stack.values())[-1]
+    path, _ = list(cast("dict[str, tuple[str, object]]", stack).values())[-1]
     return re.sub(r"^L\['self'\]\.?", "", str(path))
 
 

@@ -1,6 +1,7 @@
 """Prints a graph the way golden files, errors and reports show it."""
 
 import re
+from typing import cast
 
 from torch import SymInt, Tensor
 from torch._ops import OpOverload
@@ -55,7 +56,7 @@ def label(node: Node) -> str:
     if node.op == "call_module":
         return _module_text(node)
     if isinstance(node.target, OpOverload):
-        return str(node.target)
+        return str(cast("object", node.target))
     return str(getattr(node.target, "__name__", node.target))
 
 

@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """The GraphModule that every stage returns, and copies of it that share tensors."""
 
 import copy
@@ -32,7 +34,7 @@ class TracedModule(GraphModule):
 
     def recompile(self) -> PythonCode:
         if self.deferred:
-            return PythonCode("", {}, {}, None)
+            return PythonCode("", {}, {}, None)  # pyright: ignore[reportArgumentType]  # no prologue
         return super().recompile()
 
     def finish(self) -> Self:
@@ -141,11 +143,11 @@ def _own(value: object, memo: dict[int, object]) -> object:
         return value
     kind = type(value)
     if kind in (dict, OrderedDict, set, tuple, list) and not value:
-        return kind()
+        return cast("object", kind())
     if id(value) in memo:
         return memo[id(value)]
     if kind in (dict, OrderedDict):
-        made_dict = kind()
+        made_dict = cast("dict[object, object]", kind())
         for key, item in cast("dict[object, object]", value).items():
             made_dict[key] = _own(item, memo)
         return made_dict
@@ -153,7 +155,7 @@ def _own(value: object, memo: dict[int, object]) -> object:
         return tuple(_own(item, memo) for item in cast("tuple[object, ...]", value))
     if not isinstance(value, nn.Module) or not _is_plain(type(value)):
         return copy.deepcopy(value, memo)
-    made = cast("nn.Module", type(value).__new__(type(value)))
+    made = type(value).__new__(type(value))
     memo[id(value)] = made
     _copy_attributes(value, made, memo, tuple(value.__dict__))
     return made
@@ -169,7 +171,7 @@ def _copy_attributes(
 def _is_plain(kind: type[nn.Module]) -> bool:
     """Tells whether instances hold nothing but their attributes, so that these may be copied."""
     custom = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__copy__")
-    return not any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in custom)
+    return all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in custom)
 
 
 def _take_over(source: GraphModule, result: TracedModule, graph: Graph) -> None:

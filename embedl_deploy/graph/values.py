@@ -49,8 +49,9 @@ def same_value(first: object, second: object) -> bool:
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return first.dtype == second.dtype and _same_shape(first, second)
     if isinstance(first, (tuple, list)) and isinstance(second, (tuple, list)):
-        pairs = zip(cast("tuple[object]", first), cast("tuple[object]", second), strict=False)
-        return len(first) == len(second) and all(same_value(a, b) for a, b in pairs)
+        left, right = cast("list[object]", first), cast("list[object]", second)
+        pairs = zip(left, right, strict=False)
+        return len(left) == len(right) and all(same_value(a, b) for a, b in pairs)
     return isinstance(first, Tensor) == isinstance(second, Tensor)
 
 
@@ -77,7 +78,7 @@ def _same_shape(first: Tensor, second: Tensor) -> bool:
 def _surely_equal(first: object, second: object) -> bool:
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    return bool(statically_known_true(cast("bool", first == second)))
+    return statically_known_true(first == second)
 
 
 def _value_argument(read: Node) -> Argument:

@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """Runs patterns over a graph: finds every match, settles overlaps, applies, keeps records."""
 
 import time
@@ -17,7 +19,7 @@ from embedl_deploy.rewriting.records import PassRecord, SiteRecord, site_record
 from embedl_deploy.rewriting.refusal import Refusal
 from embedl_deploy.rewriting.rewriter import apply_match
 from embedl_deploy.rewriting.verify import Check
-from embedl_deploy.rewriting.workspace import Workspace
+from embedl_deploy.rewriting.workspace import Workspace, named_modules
 
 MOST_ROUNDS = 50
 """How often conversions run over a graph before two of them are taken to undo each other."""
@@ -144,7 +146,7 @@ class _Run:
         if not dropped:
             return
         gone: dict[str, tuple[str, ...]] = {}
-        for path, module in list(self.graph_module.named_modules(remove_duplicate=False)):
+        for path, module in list(named_modules(self.graph_module, remove_duplicate=False)):
             if id(module) in dropped:
                 gone.update((f"{path}.{key}", ()) for key in module.state_dict())
                 self.workspace.forget(path)
@@ -258,7 +260,7 @@ def _found(rule: Pattern, root: Node, graph_module: GraphModule) -> PatternMatch
         found = Refusal(f"match() or check() raised {type(error).__name__}: {error}", root)
     if found is None:
         return None
-    if not isinstance(found, Refusal):
+    if not isinstance(found, Refusal):  # pyright: ignore[reportUnnecessaryIsInstance]  # the user's
         found = Refusal(f"match() must return a match, a refusal or None, got {found!r}", root)
     declined = PatternMatch(rule, graph_module, root, (root,), {})
     declined.refusal = found

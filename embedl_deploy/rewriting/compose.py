@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from itertools import permutations
+from typing import cast
 
 from torch.fx import Node
 from torch.fx.node import Argument
@@ -170,7 +171,10 @@ class Wildcard(Tree):
         quantifier: str = "*",
         where: Callable[[Node], bool] | None = None,
     ) -> None:
-        self.targets = check if isinstance(check, tuple) or check is None else (check,)
+        self.targets: tuple[Target, ...] | None = None
+        if check is not None:
+            several = isinstance(check, tuple)
+            self.targets = cast("tuple[Target, ...]", check if several else (check,))
         self.where = where
         self.least, self.most = _bounds(quantifier)
 

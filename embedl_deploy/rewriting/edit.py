@@ -1,6 +1,8 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """What one match builds, with a journal to take it back."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -80,7 +82,7 @@ class Edit:
                 node.meta["val"] = known[key]
                 continue
             node.meta["val"] = value = infer_value(node, mode)
-            if key is not None and not free_unbacked_symbols(value):
+            if key is not None and not free_unbacked_symbols(cast("Tensor", value)):
                 known[key] = value
 
     def _insert(self, make: Callable[[Graph], Node]) -> Node:
@@ -140,6 +142,6 @@ def _argument_key(argument: object) -> object:
 
 
 def _tensor_key(value: Tensor) -> object:
-    sizes: Iterable[object] = (*value.shape, *value.stride())
+    sizes = cast("tuple[object, ...]", (*value.shape, *value.stride()))
     shape = tuple(size if isinstance(size, int) else str(size) for size in sizes)
     return (shape, value.dtype, value.device)

@@ -42,7 +42,7 @@ def run_passes(graph_module: GraphModule, passes: Sequence[Pass]) -> tuple[PassR
         record = step.run(graph_module)
         try:
             graph_module.graph.lint()
-        except Exception as error:  # noqa: BLE001  # lint raises bare RuntimeErrors and asserts
+        except Exception as error:  # lint raises bare RuntimeErrors and asserts
             raise PassError(f"pass {step.name!r} left a malformed graph: {error}") from error
         step.ensures(graph_module)
         records.append(replace(record, seconds=time.perf_counter() - began))

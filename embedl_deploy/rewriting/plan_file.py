@@ -70,7 +70,7 @@ def load_plan(
             + "; ".join(plan.missing[:5])
             + ". Plan anew, or load with strict=False to apply what still fits"
         )
-    return plan
+    return cast("P", plan)
 
 
 def _site_details(plan: TransformationPlan) -> dict[SiteKey, Entry]:

@@ -1,7 +1,10 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """Applies one match: builds, checks what was built, wires it in, or takes it all back."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from torch.fx import Node
 
@@ -125,7 +128,7 @@ def _objection(
     match: PatternMatch, edit: Edit, outputs: dict[Node, Node], size: int
 ) -> Refusal | None:
     """Returns what is wrong with a replacement, None if nothing is."""
-    if not isinstance(outputs, dict) or match.root not in outputs:
+    if not isinstance(cast("object", outputs), dict) or match.root not in outputs:
         return Refusal(
             "replace() must return the node that takes over the root, got "
             + type(outputs).__name__,

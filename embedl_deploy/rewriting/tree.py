@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """What a pattern looks for: single nodes, values, literals; ``compose`` has runs and joins."""
 
 from abc import ABC, abstractmethod

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -182,7 +183,7 @@ def shown(value: object) -> str:
     """Returns the first numbers of a tensor, for messages."""
     if not isinstance(value, Tensor):
         return type(value).__name__
-    flat = value.detach().flatten()[:3].tolist()
+    flat = cast("list[float]", value.detach().flatten()[:3].tolist())
     shown = ", ".join(f"{item:.4g}" for item in flat)
     return f"[{shown}, …]" if value.numel() > len(flat) else f"[{shown}]"
 

@@ -1,7 +1,9 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """A graph while it is rewritten: an index of candidates and the registry of names."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import cast
 
@@ -39,7 +41,7 @@ class CandidateIndex:
     def _keys(self, anchors: Iterable[Callee]) -> list[object]:
         keys: dict[object, None] = {}
         for anchor in anchors:
-            if isinstance(anchor, type) and issubclass(anchor, nn.Module):
+            if isinstance(anchor, type):
                 kinds = (key for key in self._by_callee if isinstance(key, type))
                 keys.update((kind, None) for kind in kinds if issubclass(kind, anchor))
             elif anchor in self._by_callee:
@@ -61,9 +63,7 @@ class Workspace:
         self.graph_module = graph_module
         self.is_body = is_body
         self.index = CandidateIndex(graph_module)
-        self.paths = {
-            id(module): path for path, module in graph_module.named_modules() if path
-        }
+        self.paths = {id(module): path for path, module in named_modules(graph_module) if path}
         self.values: dict[object, object] = {}
         self.containers: set[str] = set()
 
@@ -158,6 +158,15 @@ class Workspace:
             count += 1
             candidate = f"{name}_{count}"
         return f"{prefix}{candidate}"
+
+
+def named_modules(
+    module: nn.Module, *, remove_duplicate: bool = True
+) -> Iterator[tuple[str, nn.Module]]:
+    """Yields each module below ``module`` with its path, as torch does but typed."""
+    yield from cast(
+        "Iterator[tuple[str, nn.Module]]", module.named_modules(remove_duplicate=remove_duplicate)
+    )
 
 
 def _is_empty(container: nn.Module) -> bool:

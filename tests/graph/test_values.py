@@ -1,5 +1,6 @@
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from embedl_deploy.graph import value_of
 from embedl_deploy.graph.distance import relative_error
@@ -16,8 +17,9 @@ def test_values_are_inferred_without_guards() -> None:
     graph_module = trace(model, (ROW,), dynamic_shapes=({0: ROWS},))
     (entry,) = graph_module.graph.find_nodes(op="placeholder")
     value = value_of(entry)
-    assert isinstance(value, Tensor)
-    environment = value.fake_mode.shape_env  # pyright: ignore[reportAttributeAccessIssue]  # a FakeTensor
+    assert isinstance(value, FakeTensor)
+    environment = value.fake_mode.shape_env
+    assert environment is not None
     guards = len(environment.guards)
 
     with graph_module.graph.inserting_after(entry):
@@ -36,7 +38,7 @@ def test_a_parameter_is_read_as_a_fake_tensor() -> None:
 
     found = infer_value(read)
 
-    assert isinstance(found, torch._subclasses.FakeTensor)
+    assert isinstance(found, FakeTensor)
     assert found.shape == (4, 4)
 
 

@@ -43,9 +43,14 @@ def replace_linear_relu(build: Build) -> Pattern:
     return Rule()
 
 
+def names_of(graph_module: nn.Module, prefix: str = "") -> list[str]:
+    inner = (names_of(child, f"{prefix}{name}.") for name, child in graph_module.named_children())
+    own = [prefix + name for name, _ in graph_module.named_children()]
+    return sum(inner, start=own)
+
+
 def state(graph_module: GraphModule) -> tuple[str, list[str], list[str]]:
-    modules = [name for name, _ in graph_module.named_modules()]
-    return graph_text(graph_module), list(graph_module.state_dict()), modules
+    return graph_text(graph_module), list(graph_module.state_dict()), names_of(graph_module)
 
 
 def reads_what_is_gone(match: PatternMatch) -> Node:
@@ -79,38 +84,63 @@ def replaces_a_stranger(match: PatternMatch) -> dict[Node, Node]:
     return {match.root: match.inputs[0], later: match.inputs[0]}
 
 
-@pytest.mark.parametrize(
-    ("build", "reason"),
-    [
-        (raises_after_building, r"replace() raised KeyError: 'weight'"),
-        (lambda _: None, "must return the node that takes over the root, got NoneType"),
-        (lambda _: {}, "must return the node that takes over the root, got dict"),
-        (lambda match: {match.root: "relu"}, "the replacement is no node of this graph"),
-        (reads_what_is_gone, "which is gone"),
-        (reads_what_comes_later, "which comes later"),
-        (takes_what_comes_later, "which comes later"),
-        (inserts_by_hand, "replace() changed the graph itself"),
-        (replaces_a_stranger, "may only replace nodes that the match consumes"),
-        (
-            lambda match: match.call_module(nn.Linear(4, 3), match.inputs[0]),
-            "the replacement yields float32[2, 3] where %_1 yields float32[2, 4]",
-        ),
-        (
-            lambda match: match.call_function(aten.to.dtype, match.inputs[0], torch.float64),
-            "the replacement yields float64[2, 4] where %_1 yields float32[2, 4]",
-        ),
-        (
-            lambda match: match.call_function(aten.chunk.default, match.inputs[0], 2),
-            "the replacement yields (float32[1, 4], float32[1, 4]) where",
-        ),
-        (
-            lambda match: match.call_module(nn.Linear(5, 4), match.inputs[0]),
-            "the replacement does not run on the recorded shapes: RuntimeError",
-        ),
-        (lambda match: match.module("norm", nn.LayerNorm), "asks its match for 'norm'"),
-        (lambda match: match.call_function("relu", match.inputs[0]), "TypeError"),
-    ],
-)
+def narrower(match: PatternMatch) -> Node:
+    return match.call_module(nn.Linear(4, 3), match.inputs[0])
+
+
+def wider_dtype(match: PatternMatch) -> Node:
+    return match.call_function(aten.to.dtype, match.inputs[0], torch.float64)
+
+
+def two_outputs(match: PatternMatch) -> Node:
+    return match.call_function(aten.chunk.default, match.inputs[0], 2)
+
+
+def does_not_run(match: PatternMatch) -> Node:
+    return match.call_module(nn.Linear(5, 4), match.inputs[0])
+
+
+def asks_for_an_unknown_name(match: PatternMatch) -> Node:
+    return match["norm"]
+
+
+def calls_a_name(match: PatternMatch) -> Node:
+    return match.call_function("relu", match.inputs[0])
+
+
+def returns_nothing(match: PatternMatch) -> None:
+    del match
+
+
+def returns_an_empty_map(match: PatternMatch) -> dict[Node, Node]:
+    del match
+    return {}
+
+
+def returns_a_name(match: PatternMatch) -> dict[Node, str]:
+    return {match.root: "relu"}
+
+
+FAILURES: list[tuple[Build, str]] = [
+    (raises_after_building, "replace() raised KeyError: 'weight'"),
+    (returns_nothing, "must return the node that takes over the root, got NoneType"),
+    (returns_an_empty_map, "must return the node that takes over the root, got dict"),
+    (returns_a_name, "the replacement is no node of this graph"),
+    (reads_what_is_gone, "which is gone"),
+    (reads_what_comes_later, "which comes later"),
+    (takes_what_comes_later, "which comes later"),
+    (inserts_by_hand, "replace() changed the graph itself"),
+    (replaces_a_stranger, "may only replace nodes that the match consumes"),
+    (narrower, "the replacement yields float32[2, 3] where %_1 yields float32[2, 4]"),
+    (wider_dtype, "the replacement yields float64[2, 4] where %_1 yields float32[2, 4]"),
+    (two_outputs, "the replacement yields (float32[1, 4], float32[1, 4]) where"),
+    (does_not_run, "the replacement does not run on the recorded shapes: RuntimeError"),
+    (asks_for_an_unknown_name, "asks its match for 'norm'"),
+    (calls_a_name, "TypeError"),
+]
+
+
+@pytest.mark.parametrize(("build", "reason"), FAILURES)
 def test_a_replacement_that_fails_is_refused_and_leaves_the_graph_alone(
     build: Build, reason: str
 ) -> None:
@@ -147,7 +177,8 @@ def test_one_that_fails_does_not_stop_the_others() -> None:
 
 @pytest.mark.parametrize("method", ["match", "check"])
 def test_a_match_or_check_that_raises_is_refused_by_name(method: str) -> None:
-    def fail(*_: object) -> Refusal | None:
+    def fail(*given: object) -> Refusal | None:
+        del given
         raise ZeroDivisionError("no heads")
 
     rule = replace_linear_relu(lambda match: match.inputs[0])
@@ -162,8 +193,12 @@ def test_a_match_or_check_that_raises_is_refused_by_name(method: str) -> None:
 
 
 def test_a_match_that_returns_something_else_is_refused() -> None:
+    def match_badly(*given: object) -> object:
+        del given
+        return True
+
     rule = replace_linear_relu(lambda match: match.inputs[0])
-    type(rule).match = lambda *_: True  # pyright: ignore[reportAttributeAccessIssue]  # wrong on purpose
+    setattr(type(rule), "match", match_badly)  # noqa: B010  # past the type checker
 
     record = apply_patterns(linear_relu(), [rule])
 
@@ -176,7 +211,7 @@ def test_building_in_check_is_refused() -> None:
         return None
 
     rule = replace_linear_relu(lambda match: match.inputs[0])
-    type(rule).check = build_early
+    setattr(type(rule), "check", build_early)  # noqa: B010  # past the type checker
     graph_module = linear_relu()
     before = state(graph_module)
 
