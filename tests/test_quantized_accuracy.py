@@ -1,5 +1,7 @@
 """A residual network trained here on real images keeps its answers in int8."""
 
+from typing import cast
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -47,9 +49,9 @@ class DigitsNet(nn.Module):
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    data = load_digits()
-    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16.0  # pyright: ignore[reportAttributeAccessIssue]
-    labels = torch.tensor(data.target)  # pyright: ignore[reportAttributeAccessIssue]
+    data = cast("dict[str, object]", load_digits())
+    images = torch.tensor(data["images"], dtype=torch.float32)[:, None] / 16.0
+    labels = torch.tensor(data["target"])
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     return images[order], labels[order]
 
@@ -89,7 +91,7 @@ def test_int8_loses_at_most_one_image_of_five_hundred(
     trained: nn.Module, backend: Backend, method: CalibrationMethod
 ) -> None:
     config = QuantConfig(activation=TensorQuantConfig(symmetric=False, calibration_method=method))
-    calibration = IMAGES[:256].split(64)
+    calibration = [IMAGES[start : start + 64] for start in range(0, 256, 64)]
 
     quantized = quantize(
         trained, (IMAGES[HELD_OUT],), config, forward_loop=calibration, backend=backend

@@ -146,7 +146,7 @@ def _forward(model: nn.Module, inputs: object) -> None:
         taken = {name: named[name] for name in named if names is None or name in names}
         model(**taken)
     elif isinstance(inputs, (list, tuple)):
-        items = cast("tuple[object, ...]", tuple(inputs))
+        items = tuple(cast("Iterable[object]", inputs))
         model(*(items if names is None else items[: len(names)]))
     else:
         model(cast("Tensor", inputs))

@@ -94,8 +94,9 @@ def named_rules(skip: ModulesToSkip, model: nn.Module) -> ModulesToSkip:
 def _named_modules(
     model: nn.Module, *, remove_duplicate: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:
-    named = model.named_modules(remove_duplicate=remove_duplicate)
-    return cast("Iterator[tuple[str, nn.Module]]", named)
+    return cast(
+        "Iterator[tuple[str, nn.Module]]", model.named_modules(remove_duplicate=remove_duplicate)
+    )
 
 
 def _with_ancestors(path: str) -> Iterator[str]:

@@ -37,7 +37,7 @@ def test_moving_average_leans_towards_the_first_batch() -> None:
 @pytest.mark.parametrize("method", list(CalibrationMethod))
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 def test_refuses_values_that_are_not_finite(method: CalibrationMethod, poison: float) -> None:
-    with pytest.raises(CalibrationError, match="1 NaN|1 infinite"):
+    with pytest.raises(CalibrationError, match=r"1 NaN|1 infinite"):
         observer_of(method).observe(torch.tensor([1.0, poison]))
 
 

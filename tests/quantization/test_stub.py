@@ -42,8 +42,8 @@ def test_rounds_to_at_most_256_values_within_half_a_step(dtype: torch.dtype | No
     rounded = stub(VALUES)
 
     assert (rounded - VALUES).abs().max() <= 0.51 * float(stub.scale)
-    assert 0 < (rounded - VALUES).abs().max()
-    assert len(torch.unique(rounded)) <= 256
+    assert (rounded - VALUES).abs().max() > 0
+    assert int((rounded.flatten().sort().values.diff() > 0).sum()) < 256
     assert "scale=" in repr(stub)
 
 

@@ -88,7 +88,7 @@ def test_every_precision_rounds_with_the_error_of_its_bits(precision: Precision)
     rounded = WeightFakeQuantize(config, weight.shape)(weight)
 
     allowed = {"int4": 0.15, "int8": 0.01, "int16": 1e-4, "fp8_e4m3": 0.04, "fp8_e5m2": 0.08}
-    relative = float((rounded - weight).norm() / weight.norm())
+    relative = float(((rounded - weight).square().sum() / weight.square().sum()).sqrt())
     assert 0 < relative < allowed[precision.value]
 
 
