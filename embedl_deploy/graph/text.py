@@ -19,7 +19,6 @@ _DTYPES = {
     "int32": "i32",
     "int16": "i16",
     "int8": "i8",
-    "uint8": "u8",
     "bool": "bool",
 }
 _SYMBOL = re.compile(r"\b[su]\d+\b")
