@@ -46,6 +46,10 @@ def _large_image() -> Mapping[str, object]:
     return {"pixel_values": _noise(1, 3, 64, 64)}
 
 
+def _photo() -> Mapping[str, object]:
+    return {"pixel_values": _noise(2, 3, 128, 128)}
+
+
 def _wave() -> Mapping[str, object]:
     return {"input_values": _noise(1, 4000)}
 
@@ -199,7 +203,7 @@ FAMILIES: Mapping[str, Family] = {
         {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [2, 2]},
         _large_image,
     ),
-    "mobilevit": Family("MobileViTConfig", "MobileViTModel", {"image_size": 64}, _large_image),
+    "mobilevit": Family("MobileViTConfig", "MobileViTModel", {"image_size": 128}, _photo),
     "segformer": Family(
         "SegformerConfig",
         "SegformerForSemanticSegmentation",
@@ -274,7 +278,6 @@ FAMILIES: Mapping[str, Family] = {
             "input_ids": _ids(),
             "attention_mask": torch.ones(2, 16, dtype=torch.long),
         },
-        in_float64=True,
     ),
     "rt_detr": Family(
         "RTDetrConfig",

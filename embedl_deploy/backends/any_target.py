@@ -12,7 +12,12 @@ from embedl_deploy.patterns.conversion import (
     RemoveReshapeAroundLinear,
     ReplaceEinsumWithMatmul,
 )
-from embedl_deploy.patterns.recomposition import RecomposeAttention, RecomposeGelu, RecomposeSilu
+from embedl_deploy.patterns.recomposition import (
+    RecomposeAttention,
+    RecomposeGelu,
+    RecomposeQuickGelu,
+    RecomposeSilu,
+)
 
 ANY_TARGET_CONVERSIONS = (
     RemoveAssert,
@@ -25,6 +30,7 @@ ANY_TARGET_CONVERSIONS = (
     RemoveReshapeAroundLinear,
     ReplaceEinsumWithMatmul,
     RecomposeGelu,
+    RecomposeQuickGelu,
     RecomposeSilu,
     RecomposeAttention,
     DecomposeAttention,

@@ -27,6 +27,7 @@ from embedl_deploy.modules.fused_linear import (
 from embedl_deploy.modules.fused_norm_linear import FusedNormLinear
 from embedl_deploy.modules.fused_stem_pool import FusedStemPool
 from embedl_deploy.modules.linear_as_conv1x1 import LinearAsConv1x1
+from embedl_deploy.modules.quick_gelu import QuickGELU
 
 __all__ = [
     "Fused",
@@ -49,6 +50,7 @@ __all__ = [
     "FusedNormLinear",
     "FusedStemPool",
     "LinearAsConv1x1",
+    "QuickGELU",
     "ScaledDotProductAttention",
     "TransposedLinear",
     "WeightedFused",

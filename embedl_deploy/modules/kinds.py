@@ -3,6 +3,7 @@
 from torch import nn
 
 from embedl_deploy.graph.transposed_linear import TransposedLinear
+from embedl_deploy.modules.quick_gelu import QuickGELU
 
 Convolution = (
     nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -44,4 +45,5 @@ ACTIVATIONS = (
     nn.Hardtanh,
     nn.Hardsigmoid,
     nn.Hardswish,
+    QuickGELU,
 )

@@ -25,7 +25,12 @@ from embedl_deploy.patterns.fusion import (
     FuseNormLinear,
     FuseStemPool,
 )
-from embedl_deploy.patterns.recomposition import RecomposeAttention, RecomposeGelu, RecomposeSilu
+from embedl_deploy.patterns.recomposition import (
+    RecomposeAttention,
+    RecomposeGelu,
+    RecomposeQuickGelu,
+    RecomposeSilu,
+)
 from embedl_deploy.rewriting import (
     Chain,
     Exactly,
@@ -71,6 +76,7 @@ __all__ = [
     "Previous",
     "RecomposeAttention",
     "RecomposeGelu",
+    "RecomposeQuickGelu",
     "RecomposeSilu",
     "Refusal",
     "RemoveAssert",

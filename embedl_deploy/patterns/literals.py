@@ -1,13 +1,25 @@
 """Numbers that a graph holds as literals, as filled tensors or as constants."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import Argument
 
 from embedl_deploy.graph.nodes import bound_arguments, graph_module_of, is_call
+from embedl_deploy.rewriting import Literal
 
 _ATEN = torch.ops.aten
+
+
+def about(name: str, number: float) -> Literal:
+    """Returns a literal of a tree that has the value of ``number`` to five digits."""
+
+    def is_close(found: object) -> bool:
+        return isinstance(found, (int, float)) and math.isclose(found, number, rel_tol=1e-5)
+
+    return Literal(name, where=is_close)
 
 
 def number_of(value: Argument) -> float | None:

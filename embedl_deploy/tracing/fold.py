@@ -103,7 +103,8 @@ def _constant_nodes(program: Program) -> dict[Node, None]:
 
 def _has_symbols(node: Node) -> bool:
     value = node.meta.get("val")
-    return isinstance(value, Tensor) and not all(isinstance(size, int) for size in value.shape)
+    sizes = cast("Sequence[object]", value.shape if isinstance(value, Tensor) else ())
+    return not all(isinstance(size, int) for size in sizes)
 
 
 def _is_constant(state: State) -> bool:

@@ -1,12 +1,14 @@
 """Puts numbers that turned out constant into the graph, and what follows from them."""
 
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch._guards import detect_fake_mode
 from torch.fx import Graph, Node
 from torch.fx.node import Argument, map_arg
+from torch.utils._pytree import tree_leaves
 
 from embedl_deploy.graph.values import infer_value
 
@@ -40,7 +42,7 @@ def settle_numbers(graph: Graph, numbers: Mapping[Node, Number], resized: Iterab
         value = infer_value(node)
         if isinstance(value, (int, float)):
             settled[node] = value
-        elif isinstance(value, (Tensor, tuple, list)) and str(value) != str(node.meta.get("val")):
+        elif _has_symbols(node.meta.get("val")):
             node.meta["val"] = value
             changed[node] = None
 
@@ -50,6 +52,13 @@ def recorded(tensor: Tensor, like: Tensor) -> Tensor:
     mode = detect_fake_mode(like)
     assert mode is not None
     return mode.from_tensor(tensor, static_shapes=True)
+
+
+def _has_symbols(value: object) -> bool:
+    sizes: list[object] = []
+    for leaf in cast("list[object]", tree_leaves(value)):
+        sizes.extend(leaf.shape if isinstance(leaf, Tensor) else [leaf])
+    return not all(isinstance(size, int) for size in sizes)
 
 
 def _put_numbers(node: Node, settled: dict[Node, Number]) -> None:

@@ -131,6 +131,16 @@ def _add(node: Node, walk: Walk) -> Arrival:
     return refusal
 
 
+def _subtract(node: Node, walk: Walk) -> Arrival:
+    scores, mask = node.args[0], node.args[1]
+    if bound_arguments(node)["alpha"] != 1:
+        return None
+    if not isinstance(scores, Node) or not isinstance(mask, Node):
+        return None
+    taken = Mask(mask, node, -walk.factor)
+    return walk_to_product(scores, replace(walk.past(node), masks=(*walk.masks, taken)))
+
+
 def _masked_fill(node: Node, walk: Walk) -> Arrival:
     bound = bound_arguments(node)
     return _fill(node, walk, bound["self"], bound["mask"], bound["value"], is_kept=False)
@@ -165,6 +175,7 @@ def _fill(
 
 _STEPS: Mapping[object, Step] = {
     _ATEN.add.Tensor: _add,
+    _ATEN.sub.Tensor: _subtract,
     _ATEN.mul.Tensor: _scale,
     _ATEN.mul.Scalar: _scale,
     _ATEN.div.Tensor: _scale,

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from embedl_deploy.patterns.literals import about
 from embedl_deploy.rewriting import (
     Input,
-    Literal,
     Named,
     OneOf,
     Op,
@@ -22,53 +22,57 @@ _ATEN = torch.ops.aten
 _X = Named("x", Input())
 
 
-def _about(name: str, number: float) -> Literal:
-    """Returns a literal that has the value of ``number`` to five digits."""
-
-    def is_close(found: object) -> bool:
-        return isinstance(found, (int, float)) and math.isclose(found, number, rel_tol=1e-5)
-
-    return Literal(name, where=is_close)
-
-
 def _half_of_x_times(factor: Tree) -> Tree:
     """Returns x / 2 · factor, multiplied in any order."""
     half = OneOf(
-        Op(_ATEN.mul.Tensor, _X, _about("half", 0.5)),
-        Op(_ATEN.div.Tensor, _X, _about("two", 2.0)),
+        Op(_ATEN.mul.Tensor, _X, about("half", 0.5)),
+        Op(_ATEN.div.Tensor, _X, about("two", 2.0)),
     )
     return OneOf(
         Op(_ATEN.mul.Tensor, half, factor),
-        Op(_ATEN.mul.Tensor, _X, Op(_ATEN.mul.Tensor, factor, _about("half", 0.5))),
-        Op(_ATEN.mul.Tensor, Op(_ATEN.mul.Tensor, _X, factor), _about("half", 0.5)),
-        Op(_ATEN.div.Tensor, Op(_ATEN.mul.Tensor, _X, factor), _about("two", 2.0)),
+        Op(_ATEN.mul.Tensor, _X, Op(_ATEN.mul.Tensor, factor, about("half", 0.5))),
+        Op(_ATEN.mul.Tensor, Op(_ATEN.mul.Tensor, _X, factor), about("half", 0.5)),
+        Op(_ATEN.div.Tensor, Op(_ATEN.mul.Tensor, _X, factor), about("two", 2.0)),
     )
 
 
 def _one_plus(value: Tree) -> Tree:
-    return Op(_ATEN.add.Tensor, value, _about("one", 1.0))
+    return Op(_ATEN.add.Tensor, value, about("one", 1.0))
 
 
 def _tanh_argument() -> Tree:
-    """Returns √(2/π) · (x + 0.044715 x³)."""
+    """Returns √(2/π) · (x + 0.044715 x³), or √(2/π) · x · (1 + 0.044715 x²)."""
     cube = OneOf(
-        Op(_ATEN.pow.Tensor_Scalar, _X, _about("three", 3.0)),
+        Op(_ATEN.pow.Tensor_Scalar, _X, about("three", 3.0)),
         Op(_ATEN.mul.Tensor, Op(_ATEN.mul.Tensor, _X, _X), _X),
     )
-    scaled_x = Op(_ATEN.mul.Tensor, _X, _about("cubic", 0.044715))
+    scaled_x = Op(_ATEN.mul.Tensor, _X, about("cubic", 0.044715))
     scaled_cube = OneOf(
-        Op(_ATEN.mul.Tensor, cube, _about("cubic", 0.044715)),
+        Op(_ATEN.mul.Tensor, cube, about("cubic", 0.044715)),
         Op(_ATEN.mul.Tensor, Op(_ATEN.mul.Tensor, scaled_x, _X), _X),
     )
     sum_with_cube = Op(_ATEN.add.Tensor, _X, scaled_cube)
-    return Op(_ATEN.mul.Tensor, sum_with_cube, _about("slope", math.sqrt(2.0 / math.pi)))
+    slope = about("slope", math.sqrt(2.0 / math.pi))
+    square = OneOf(
+        Op(_ATEN.mul.Tensor, scaled_x, _X),
+        Op(_ATEN.mul.Tensor, Op(_ATEN.mul.Tensor, _X, _X), about("cubic", 0.044715)),
+        Op(
+            _ATEN.mul.Tensor,
+            Op(_ATEN.pow.Tensor_Scalar, _X, about("two", 2.0)),
+            about("cubic", 0.044715),
+        ),
+    )
+    return OneOf(
+        Op(_ATEN.mul.Tensor, sum_with_cube, slope),
+        Op(_ATEN.mul.Tensor, Op(_ATEN.mul.Tensor, _X, slope), _one_plus(square)),
+    )
 
 
 def _erf_argument() -> Tree:
     """Returns x / √2."""
     return OneOf(
-        Op(_ATEN.div.Tensor, _X, _about("root", math.sqrt(2.0))),
-        Op(_ATEN.mul.Tensor, _X, _about("inverse root", math.sqrt(0.5))),
+        Op(_ATEN.div.Tensor, _X, about("root", math.sqrt(2.0))),
+        Op(_ATEN.mul.Tensor, _X, about("inverse root", math.sqrt(0.5))),
     )
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from embedl_deploy.patterns import RecomposeGelu, RecomposeSilu
+from embedl_deploy.modules import QuickGELU
+from embedl_deploy.patterns import RecomposeGelu, RecomposeQuickGelu, RecomposeSilu
 from embedl_deploy.rewriting import apply_patterns
 from embedl_deploy.testing import check_rewrite
 from embedl_deploy.tracing import trace
@@ -18,6 +19,7 @@ TANH: list[Spelling] = [
     lambda x: 0.5 * x * (1 + torch.tanh(SLOPE * (x + 0.044715 * torch.pow(x, 3.0)))),
     lambda x: x * 0.5 * (torch.tanh((x + 0.044715 * x * x * x) * SLOPE) + 1),
     lambda x: 0.5 * (x * (1 + torch.tanh(SLOPE * (0.044715 * x**3 + x)))),
+    lambda x: x * 0.5 * (1.0 + torch.tanh(SLOPE * x * (1 + 0.044715 * x * x))),
 ]
 EXACT: list[Spelling] = [
     lambda x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0))),
@@ -30,6 +32,10 @@ OTHER: list[Spelling] = [
     lambda x: (x + 1) * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0))),
 ]
 SILU: list[Spelling] = [lambda x: x * x.sigmoid(), lambda x: torch.sigmoid(x) * x]
+QUICK: list[Spelling] = [
+    lambda x: x * torch.sigmoid(1.702 * x),
+    lambda x: (x * 1.702).sigmoid() * x,
+]
 
 
 class Spelled(nn.Module):
@@ -63,6 +69,11 @@ def test_leaves_a_formula_with_another_number_or_input(spelling: Spelling) -> No
 @pytest.mark.parametrize("spelling", SILU)
 def test_recomposes_silu_in_either_order(spelling: Spelling) -> None:
     check_rewrite(RecomposeSilu(), Spelled(spelling), nn.Sequential(nn.SiLU()), X)
+
+
+@pytest.mark.parametrize("spelling", QUICK)
+def test_recomposes_the_sigmoid_approximation(spelling: Spelling) -> None:
+    check_rewrite(RecomposeQuickGelu(), Spelled(spelling), nn.Sequential(QuickGELU()), X)
 
 
 def test_leaves_the_gate_of_another_tensor() -> None:

@@ -49,6 +49,7 @@ SPELLINGS: dict[str, Spelling] = {
     "both scaled": lambda q, k, v: softmax((q * 0.7) @ (k * 0.7).transpose(-2, -1)) @ v,
     "scale on the left": lambda q, k, v: softmax(0.5 * (q @ k.transpose(-2, -1))) @ v,
     "added mask": lambda q, k, v: softmax(q @ k.transpose(-2, -1) * 0.5 + ADDED) @ v,
+    "subtracted mask": lambda q, k, v: softmax(q @ k.transpose(-2, -1) * 0.5 - ADDED) @ v,
     "mask on the left": lambda q, k, v: softmax(ADDED + q @ k.transpose(-2, -1) * 0.5) @ v,
     "scaled after the mask": lambda q, k, v: softmax((q @ k.mT + ADDED) * 0.5) @ v,
     "two masks": lambda q, k, v: softmax(q @ k.mT + ADDED + ADDED.mT) @ v,
