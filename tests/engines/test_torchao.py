@@ -69,9 +69,7 @@ def test_a_filter_is_saved_by_its_name_only() -> None:
 def test_says_what_hardware_it_lacks() -> None:
     engine = TorchAOEngine(TorchAOEngineConfig(quantization="fp8dq"))
 
-    with pytest.raises(
-        BuildError, match=r"needs a CUDA device of compute capability 8\.9, got cpu"
-    ):
+    with pytest.raises(BuildError, match=r"needs a CUDA device .* 8\.9, got cpu"):
         engine.build(two_layers(), None, [(X,)])
 
 
