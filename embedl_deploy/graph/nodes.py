@@ -2,6 +2,7 @@
 # torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """Questions about one node of an fx graph; none of them changes anything."""
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -18,7 +19,7 @@ Target = type[nn.Module] | OpOverload | OpOverloadPacket | Callable[..., object]
 """What a node may run: a module class, an ATen overload, all overloads of an op, a function."""
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-_TORCH_ROOT = str(Path(torch.__file__).parent)
+_TORCH_ROOT = f"{Path(torch.__file__).parent}{os.sep}"
 
 
 def graph_module_of(node: Node) -> GraphModule:

@@ -48,6 +48,7 @@ from embedl_deploy.rewriting import (
     Refusal,
     Tree,
     Wildcard,
+    example_tree,
 )
 
 __all__ = [
@@ -92,4 +93,5 @@ __all__ = [
     "ReplaceFlattenLinearWithConv1x1",
     "Tree",
     "Wildcard",
+    "example_tree",
 ]

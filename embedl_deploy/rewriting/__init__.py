@@ -1,6 +1,7 @@
 """The engine of rewriting: trees, patterns, matches, and the loop that applies them."""
 
 from embedl_deploy.rewriting.application import apply_patterns
+from embedl_deploy.rewriting.by_example import example_tree
 from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, OneOf, Wildcard
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.passes import Pass, run_passes
@@ -35,6 +36,7 @@ __all__ = [
     "Wildcard",
     "apply_patterns",
     "apply_plan",
+    "example_tree",
     "make_plan",
     "run_passes",
 ]

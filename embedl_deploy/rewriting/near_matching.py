@@ -1,16 +1,17 @@
 """Matches trees with a few differences forgiven and noted; the exact matcher is the trees' own."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import permutations
 
 from torch.fx import Node
 from torch.fx.node import Argument
 
 from embedl_deploy.graph.nodes import input_nodes, is_call
+from embedl_deploy.rewriting.attempt import Attempt
 from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, OneOf, may_be_absent
 from embedl_deploy.rewriting.describe import describe, describe_target, short_label
-from embedl_deploy.rewriting.difference import Difference, differ
+from embedl_deploy.rewriting.difference import differ
 from embedl_deploy.rewriting.objections import (
     Place,
     extra_node,
@@ -23,7 +24,6 @@ from embedl_deploy.rewriting.objections import (
 )
 from embedl_deploy.rewriting.tree import (
     Exactly,
-    Found,
     Input,
     Literal,
     Named,
@@ -35,30 +35,6 @@ from embedl_deploy.rewriting.tree import (
 )
 from embedl_deploy.rewriting.what_if import failed_condition
 
-
-@dataclass(frozen=True)
-class Attempt:
-    """What has been matched so far, and what did not fit."""
-
-    found: Found = field(default_factory=Found)
-    differences: tuple[Difference, ...] = ()
-    budget: int = 1
-    """How many differences are forgiven."""
-
-    fitting: tuple[Node, ...] = ()
-    """The nodes that fit."""
-
-    def forgive(self, difference: Difference) -> Iterator["Attempt"]:
-        """Yields the attempt with one difference more, nothing where that is too many."""
-        if len(self.differences) < self.budget:
-            yield replace(self, differences=(*self.differences, difference))
-
-    def take(self, node: Node, *, fits: bool) -> "Attempt":
-        """Returns the attempt after ``node`` is consumed."""
-        fitting = (*self.fitting, node) if fits else self.fitting
-        return replace(self, found=self.found.consume(node), fitting=fitting)
-
-
 NearStep = tuple[Attempt, tuple[Node, ...]]
 _Handler = Callable[[Tree, Argument, Attempt, Place], Iterator[NearStep]]
 
@@ -68,15 +44,19 @@ def near(tree: Tree, value: Argument, attempt: Attempt, place: Place) -> Iterato
     if len(attempt.differences) == attempt.budget:
         yield from _exact(tree, value, attempt)
         return
-    handler = next((_HANDLERS[kind] for kind in type(tree).__mro__ if kind in _HANDLERS), None)
-    if handler is not None:
-        yield from handler(tree, value, attempt, place)
-        return
+    handler = next((_HANDLERS[kind] for kind in type(tree).__mro__ if kind in _HANDLERS), _whole)
+    yield from handler(tree, value, attempt, place)
+
+
+def _whole(tree: Tree, value: Argument, attempt: Attempt, place: Place) -> Iterator[NearStep]:
+    """Handles trees that cannot be looked into."""
     exact = list(_exact(tree, value, attempt))
     yield from exact
-    if not exact and isinstance(value, Node):
-        for after in attempt.forgive(wrong_target(value, describe(tree))):
-            yield after, ()
+    if exact:
+        return
+    node = value if isinstance(value, Node) else place.reader
+    for after in attempt.forgive(wrong_target(node, describe(tree))):
+        yield after, ()
 
 
 def _exact(tree: Tree, value: Argument, attempt: Attempt) -> Iterator[NearStep]:
@@ -97,7 +77,7 @@ def _near_op(tree: Tree, value: Argument, attempt: Attempt, place: Place) -> Ite
         yield from _substitute(tree, value, attempt)
         return
     taken = attempt.take(value, fits=True)
-    for after in _forgive_all(taken, list(objections(tree, value))):
+    for after in taken.forgive_all(list(objections(tree, value))):
         if not tree.inputs:
             yield after, open_inputs(value)
             continue
@@ -131,7 +111,7 @@ def _near_inputs(
         for after in attempt.forgive(differ("argument", node, expected, found, cure)):
             yield after, ()
         return
-    for after in _forgive_all(attempt, list(not_default(tree, node))):
+    for after in attempt.forgive_all(list(not_default(tree, node))):
         yield from _near_arguments(tree, node, arguments, after)
 
 
@@ -198,9 +178,8 @@ def _near_named(tree: Tree, value: Argument, attempt: Attempt, place: Place) -> 
             yield forgiven, open_nodes
 
 
-def _near_maybe(tree: Tree, value: Argument, attempt: Attempt, place: Place) -> Iterator[NearStep]:
+def _near_maybe(tree: Tree, value: Argument, attempt: Attempt, _: Place) -> Iterator[NearStep]:
     """An optional link that does not fit is absent: nothing is forgiven."""
-    del place
     assert isinstance(tree, Maybe)
     yield from _exact(tree.tree, value, attempt)
 
@@ -303,15 +282,6 @@ def _too_few_operands(tree: Fork, node: Node, found: int, attempt: Attempt) -> I
     cure = "join computed values there, or take the branch out of the Fork"
     for after in attempt.forgive(differ("argument", node, expected, str(found), cure)):
         yield after, ()
-
-
-def _forgive_all(attempt: Attempt, differences: list[Difference]) -> Iterator[Attempt]:
-    for difference in differences:
-        attempt_or_none = next(attempt.forgive(difference), None)
-        if attempt_or_none is None:
-            return
-        attempt = attempt_or_none
-    yield attempt
 
 
 _HANDLERS: dict[type, _Handler] = {

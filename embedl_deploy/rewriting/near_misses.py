@@ -6,10 +6,12 @@ from itertools import islice
 from torch.fx import GraphModule, Node
 
 from embedl_deploy.graph.nodes import Target, is_call, source_line
+from embedl_deploy.rewriting.attempt import Attempt
 from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, OneOf, Wildcard
 from embedl_deploy.rewriting.difference import Aspect, Difference, NearMiss, differ
 from embedl_deploy.rewriting.match import PatternMatch
-from embedl_deploy.rewriting.near_matching import Attempt, Place, near
+from embedl_deploy.rewriting.near_matching import near
+from embedl_deploy.rewriting.objections import Place
 from embedl_deploy.rewriting.pattern import Pattern, also_used
 from embedl_deploy.rewriting.refusal import Refusal
 from embedl_deploy.rewriting.tree import Named, Op, Tree

@@ -80,10 +80,11 @@ def _reached(start: Sequence[Node], step: Callable[[Node], list[Node]]) -> set[N
 def _head(sites: Sequence[SiteRecord], rules: Sequence[type]) -> list[str]:
     site = sites[-1]
     lines = [
-        f'"""{site.pattern} at %{site.site} moves the output ({len(sites)} rewrites at work)."""',
+        f'"""{site.pattern} at %{site.site} moves the output; run me to see it."""',
         "import sys",
         "import torch",
-        "from torch import nn",
+        "from torch import Tensor, nn",
+        "from torch.fx import GraphModule, Node",
         "from embedl_deploy.graph.distance import relative_error",
         "from embedl_deploy.testing import randomize",
         "from embedl_deploy.transformation import transform",
@@ -97,7 +98,7 @@ def _import_of(rule: type) -> list[str]:
     if "<locals>" in rule.__qualname__ or rule.__module__ == "__main__":
         source = textwrap.dedent(inspect.getsource(rule)).splitlines()
         where = inspect.getsourcefile(rule)
-        short = [line for line in source if line.strip()]
+        short = ["from embedl_deploy.patterns import *", *filter(str.strip, source)]
         fits = len(short) <= _MOST_LINES - _MOST_BODY_LINES
         return short if fits else [f"# define {rule.__qualname__} here, as in {where}"]
     if _is_importable(rule.__module__):

@@ -117,6 +117,25 @@ def test_the_script_reproduces_the_error_by_itself(model: nn.Module, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.py"]
 
 
+def test_a_pattern_that_cannot_be_imported_is_written_out(tmp_path: Path) -> None:
+    class Halve(Pattern):
+        """Wrong: what is multiplied by three is multiplied by one."""
+
+        phase = Phase.FUSION
+        tree = Chain(scale=torch.ops.aten.mul.Tensor)
+
+        def replace(self, match: PatternMatch) -> Node:
+            return match.call_function(torch.ops.aten.mul.Tensor, match.root.args[0], 1.5)
+
+    plan = get_transformation_plan(MaxOfBoth().eval(), (IMAGE,), patterns=[Halve])
+
+    script = bisect(plan, (IMAGE,), script=tmp_path / "wrong.py").script
+
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "the output moved by" in run.stderr, run.stderr
+
+
 def test_an_unwritable_script_is_an_error_of_ours(tmp_path: Path) -> None:
     plan = get_transformation_plan(net(), (IMAGE,), patterns=[DropNorm])
 
