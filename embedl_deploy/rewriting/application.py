@@ -272,9 +272,12 @@ def _key_of(record: SiteRecord) -> _Key:
 
 
 def _called_modules(graph_module: GraphModule) -> set[int]:
-    """Returns the identities of modules that the graph calls, and of what these hold."""
+    """Returns the identities of modules that the graph calls or reads, and of what these hold."""
     held: set[int] = set()
     for node in graph_module.graph.nodes:
+        if node.op == "get_attr":
+            # The module that owns a parameter which is read, though not called itself.
+            held.add(id(module_at(graph_module, str(node.target).rpartition(".")[0])))
         pending = [module_of(node)]
         while pending:
             module = pending.pop()

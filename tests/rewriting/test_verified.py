@@ -6,7 +6,7 @@ from torch.fx import Node
 from embedl_deploy.errors import PatternError, VerificationError
 from embedl_deploy.graph.distance import relative_error
 from embedl_deploy.patterns import FuseConvNorm, FuseLinearActivation
-from embedl_deploy.rewriting import Chain, Op, Pattern, PatternMatch, Phase
+from embedl_deploy.rewriting import Chain, Op, Pattern, PatternMatch, Phase, Refusal
 from embedl_deploy.testing import randomize
 from embedl_deploy.transformation import (
     apply_transformation_plan,
@@ -184,6 +184,34 @@ def test_a_model_that_amplifies_rounding_is_not_blamed_on_a_rewrite() -> None:
     assert result.report.applied_count == 1
     assert relative_error(result.model(rows), FloorsRounding()(rows)) > 1e-2
     assert any("agrees in float64" in note for note in result.report.notes)
+
+
+class SplitBias(Pattern):
+    """Right: adds the bias apart, read from the layer that is no longer called."""
+
+    phase = Phase.FUSION
+    tree = Chain(linear=nn.Linear)
+
+    def check(self, match: PatternMatch) -> Refusal | None:
+        plain = "bias" not in dict(match.module("linear", nn.Linear).named_parameters())
+        return Refusal("it has no bias", match.root) if plain else None
+
+    def replace(self, match: PatternMatch) -> Node:
+        linear = match.module("linear", nn.Linear)
+        bare = nn.Linear(linear.in_features, linear.out_features, bias=False)
+        bare.weight = linear.weight
+        product = match.call_module(bare, match["linear"].args[0])
+        bias = match.get_attr(linear.bias, "bias")
+        return match.call_function(ATEN.add.Tensor, product, bias)
+
+
+def test_a_parameter_that_is_read_apart_outlives_its_layer() -> None:
+    original = nn.Sequential(nn.Linear(6, 4)).eval()
+
+    result = transform(original, (ROWS,), patterns=[SplitBias], verify=True)
+
+    assert result.report.applied_count == 1
+    assert relative_error(result.model(ROWS), original(ROWS)) < 1e-6
 
 
 def test_the_users_inputs_are_left_as_they_were() -> None:
