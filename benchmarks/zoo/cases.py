@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from benchmarks.zoo.families import FAMILIES
 from embedl_deploy.cli.torchvision_schemas import define_torchvision_schemas
-from zoo.families import FAMILIES
 
 TIMM = (
     "beit_base_patch16_224", "cait_xxs24_224", "coat_tiny", "coatnet_nano_rw_224",

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from benchmarks.zoo.present import GROUPS
 from embedl_deploy import modules
 from embedl_deploy.backends.registry import resolve_backend
 from embedl_deploy.graph.nodes import module_of, parts_of
 from embedl_deploy.modules.kinds import ACTIVATIONS, BATCH_NORMS, CONVOLUTIONS, LINEARS
 from embedl_deploy.rewriting import TransformationReport
 from embedl_deploy.rewriting.explain import explain_graph
-from zoo.present import GROUPS
 
 _RULES = {
     "attention": ("recompose-attention", "decompose-attention", "fuse-attention"),

@@ -6,25 +6,23 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from torch import nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_map_only
 
+from benchmarks.zoo.cases import Case, zoo
+from benchmarks.zoo.fused import groups_fused, misses
+from benchmarks.zoo.present import groups_present
 from embedl_deploy.cli.random_weights import fill_zero_parameters, warm_up_norms
 from embedl_deploy.files import write_aside
 from embedl_deploy.graph.distance import relative_error
 from embedl_deploy.tracing import trace
 from embedl_deploy.transformation import apply_transformation_plan, get_transformation_plan
 from embedl_deploy.tuning.machine import machine_info
-from zoo.cases import Case, zoo
-from zoo.fused import groups_fused, misses
-from zoo.present import groups_present
 
 
 def main() -> int:
@@ -34,11 +32,12 @@ def main() -> int:
     parser.add_argument("--backend", default="tensorrt")
     parser.add_argument("--output", type=Path, default=None, help="where to write the rows")
     parser.add_argument("--plans", type=Path, default=None, help="a folder for every plan")
+    parser.add_argument("--only-plans", action="store_true", help="write plans, apply nothing")
     options = parser.parse_args()
+    if options.only_plans:
+        return _write_plans(options.words, options.backend, options.plans)
     rows: list[dict[str, object]] = []
-    for case in zoo():
-        if options.words and not any(word in case.name for word in options.words):
-            continue
+    for case in _chosen(options.words):
         row = run_case(case, options.backend, options.plans)
         rows.append(row)
         sys.stdout.write(_line(row) + "\n")
@@ -49,6 +48,23 @@ def main() -> int:
         content = {"machine": machine_info(), "summary": summary, "rows": rows}
         write_aside(options.output, (json.dumps(content, indent=1) + "\n").encode())
     return 1 if summary["failed"] or summary["below_95_percent"] else 0
+
+
+def _chosen(words: list[str]) -> Iterator[Case]:
+    return (case for case in zoo() if not words or any(word in case.name for word in words))
+
+
+def _write_plans(words: list[str], backend: str, folder: Path) -> int:
+    for case in _chosen(words):
+        model, args, kwargs = _prepared(case)
+        plan = get_transformation_plan(model, args, kwargs, backend=backend)
+        plan.save(folder / plan_name(case))
+    return 0
+
+
+def plan_name(case: Case) -> str:
+    """Returns the name of the file that holds the plan of ``case``."""
+    return f"{case.name.replace('/', '_')}.json"
 
 
 def run_case(case: Case, backend: str, plans: Path | None = None) -> dict[str, object]:
@@ -64,7 +80,7 @@ def run_case(case: Case, backend: str, plans: Path | None = None) -> dict[str, o
         plan = get_transformation_plan(traced, args, kwargs, backend=backend)
         row["seconds"] = round(time.perf_counter() - began, 2)
         if plans is not None:
-            plan.save(plans / f"{case.name.replace('/', '_')}.json")
+            plan.save(plans / plan_name(case))
         result = apply_transformation_plan(plan, args, kwargs, verify=True)
         row["error"], row["allowed"] = _error(model, result.model, args, kwargs), case.allowed
     except Exception as error:  # noqa: BLE001  # the row must say what went wrong, and the run go on
@@ -94,8 +110,18 @@ def _prepared(case: Case) -> tuple[nn.Module, tuple[object, ...], Mapping[str, o
         args, kwargs = tree_map_only(torch.Tensor, _widened, (args, dict(kwargs)))
     fill_zero_parameters(model)
     with torch.no_grad():
-        warm_up_norms(model, lambda ready: ready(*args, **kwargs), rounds=2)
+        warm_up_norms(model, lambda ready: ready(*_pair(args), **kwargs), rounds=2)
     return model, args, kwargs
+
+
+def _pair(args: tuple[object, ...]) -> tuple[object, ...]:
+    """Returns images with a second one each: a norm after global pooling needs two."""
+    generator = torch.Generator().manual_seed(1)
+
+    def pair(image: torch.Tensor) -> torch.Tensor:
+        return torch.cat([image, torch.randn(image.shape, generator=generator)])
+
+    return tree_map_only(torch.Tensor, pair, args)
 
 
 def _error(
