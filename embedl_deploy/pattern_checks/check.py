@@ -24,6 +24,7 @@ from embedl_deploy.pattern_checks.assertions import (
 from embedl_deploy.pattern_checks.growing import CannotGrowError, grow
 from embedl_deploy.pattern_checks.mutations import MUTATIONS, Mutation
 from embedl_deploy.pattern_checks.random_values import randomize
+from embedl_deploy.rewriting.model_check import ModelCheck
 from embedl_deploy.rewriting.near_misses import near_misses, refused_site, whole_matches
 from embedl_deploy.rewriting.pattern import Pattern, instances
 from embedl_deploy.rewriting.phase import Phase
@@ -215,6 +216,8 @@ def _check_mutation(
     nodes = [node for node in graph_module.graph.nodes if node.name in names]
     try:
         changed = mutation.mutate(graph_module, nodes, random)
+        # Some kernels do not exist for every dtype.
+        ModelCheck(graph_module)
     except Exception:  # noqa: BLE001  # the change makes a program that torch does not take
         return
     if not changed:
