@@ -5,6 +5,7 @@ from torch.fx import Node
 
 from embedl_deploy.graph.nodes import bound_arguments
 from embedl_deploy.modules import ScaledDotProductAttention
+from embedl_deploy.patterns.appended_zeros import objection_to_appended_zeros
 from embedl_deploy.rewriting import Chain, Pattern, PatternMatch, Phase, Refusal
 
 
@@ -22,7 +23,10 @@ class DecomposeAttention(Pattern):
         literals = (bound["dropout_p"], bound["is_causal"], bound["scale"])
         if any(isinstance(value, Node) for value in literals):
             return Refusal("its dropout, causality or scale is computed in the graph", match.root)
-        return None
+        key, value = bound["key"], bound["value"]
+        assert isinstance(key, Node)
+        assert isinstance(value, Node)
+        return objection_to_appended_zeros(key, value)
 
     def replace(self, match: PatternMatch) -> Node:
         bound = bound_arguments(match.root)

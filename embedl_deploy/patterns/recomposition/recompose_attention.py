@@ -4,6 +4,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from embedl_deploy.modules import ScaledDotProductAttention
+from embedl_deploy.patterns.appended_zeros import objection_to_appended_zeros
 from embedl_deploy.patterns.recomposition.attention_chain import AttentionChain, attention_chain
 from embedl_deploy.patterns.recomposition.attention_mask import combined_mask, objection_to_masks
 from embedl_deploy.patterns.recomposition.attention_walk import PRODUCTS
@@ -42,7 +43,8 @@ class RecomposeAttention(Pattern):
         )
 
     def check(self, match: PatternMatch) -> Refusal | None:
-        return objection_to_masks(_chain_of(match))
+        chain = _chain_of(match)
+        return objection_to_masks(chain) or objection_to_appended_zeros(chain.key, chain.value)
 
     def replace(self, match: PatternMatch) -> Node:
         chain = _chain_of(match)
