@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from embedl_deploy import transform
-from embedl_deploy.backend import use_backend
+from embedl_deploy.backend import reset_backends, use_backend
 from embedl_deploy.errors import PreconditionError
 from embedl_deploy.graph import TracedModule, graph_text
 from embedl_deploy.patterns.fusion import FuseLinearActivation
@@ -144,5 +144,7 @@ def test_dynamic_shapes_stay_dynamic() -> None:
 
 
 def test_without_patterns_and_backend_the_known_ones_are_named() -> None:
+    reset_backends()
+
     with pytest.raises(RuntimeError, match=r"inductor.*tensorrt"):
         transform(mlp(), (ROW,))

@@ -1,4 +1,3 @@
-import time
 
 import pytest
 import torch
@@ -81,17 +80,3 @@ def test_takes_every_floating_dtype(values: Tensor) -> None:
     observer.observe(values)
 
     assert float(observer.range()[1]) <= float(values.max())
-
-
-@pytest.mark.parametrize("method", list(CalibrationMethod))
-def test_finishing_takes_milliseconds(method: CalibrationMethod) -> None:
-    observer = observer_of(method)
-    observer.observe(torch.randn(100000))
-    observer.range()
-
-    began = time.perf_counter()
-    for _ in range(5):
-        observer.range()
-
-    # About 1 ms on a quiet machine; a Python loop over the bins takes 50.
-    assert (time.perf_counter() - began) / 5 < 0.01
