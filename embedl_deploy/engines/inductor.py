@@ -24,7 +24,7 @@ from embedl_deploy.engines.inductor_programs import (
 )
 from embedl_deploy.engines.inductor_support import refusal_of
 from embedl_deploy.engines.integer_graph import is_quantized, quantized_products
-from embedl_deploy.engines.program import recorded_dynamic_shapes
+from embedl_deploy.engines.program import has_dynamic_sizes
 from embedl_deploy.errors import BuildError
 from embedl_deploy.rewriting.refusal import Refusal
 
@@ -220,7 +220,7 @@ class InductorEngine(Engine):
     def _just_in_time(self, module: nn.Module) -> JustInTime:
         dynamic = self.config.dynamic
         declared = self._dynamic_shapes is not None or (
-            isinstance(module, GraphModule) and recorded_dynamic_shapes(module) is not None
+            isinstance(module, GraphModule) and has_dynamic_sizes(module)
         )
         return JustInTime(
             fullgraph=self.config.fullgraph,

@@ -1,12 +1,13 @@
 """A module as one flat ATen graph of its own, which a compiler may rewrite."""
 
+import inspect
 from collections.abc import Mapping
 from typing import cast
 
 from torch import SymInt, Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import TreeSpec, tree_flatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from embedl_deploy.engines.call_form import (
     CallForm,
@@ -44,7 +45,7 @@ def exported_program(
     """
     args, kwargs = split_sample(sample)
     if dynamic_shapes is None and isinstance(module, GraphModule):
-        dynamic_shapes = recorded_dynamic_shapes(module)
+        dynamic_shapes = recorded_dynamic_shapes(module, sample)
     try:
         exported = export_model(module, module, args, kwargs, dynamic_shapes)
     except TracingError as error:
@@ -74,13 +75,32 @@ def flat_graph(program: ExportedProgram) -> GraphModule:
     return _without_asserts(_unlifted(program))
 
 
-def recorded_dynamic_shapes(graph_module: GraphModule) -> tuple[object, ...] | None:
-    """Returns ``dynamic_shapes`` for the graph's inputs by their recorded sizes, None if fixed."""
+def recorded_dynamic_shapes(graph_module: GraphModule, sample: Sample) -> object | None:
+    """Returns ``dynamic_shapes`` for calls like ``sample`` by the recorded sizes, None if fixed."""
     shapes = [
         _dynamic_sizes(node.meta.get("val"))
         for node in graph_module.graph.find_nodes(op="placeholder")
     ]
-    return tuple(shapes) if any(shapes) else None
+    if not any(shapes):
+        return None
+    leaves, structure = tree_flatten(split_sample(sample))
+    if len(leaves) != len(shapes):
+        raise BuildError(
+            f"the graph takes {len(shapes)} inputs and the sample has {len(leaves)}: give the "
+            "sample in the structure that the graph was traced with"
+        )
+    args, kwargs = cast(
+        "tuple[tuple[object, ...], dict[str, object]]", tree_unflatten(shapes, structure)
+    )
+    if not kwargs:
+        return args
+    return dict(inspect.signature(graph_module.forward).bind(*args, **kwargs).arguments)
+
+
+def has_dynamic_sizes(graph_module: GraphModule) -> bool:
+    """Tells whether an input of the graph was recorded with a size that may change."""
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
+    return any(_dynamic_sizes(node.meta.get("val")) for node in placeholders)
 
 
 def form_of(program: GraphModule, sample: Sample) -> CallForm:
