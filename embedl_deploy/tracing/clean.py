@@ -3,6 +3,7 @@
 """Removes from a flat graph what computes nothing that anyone reads."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,6 +19,11 @@ ASSERTS = (
     _aten.sym_constrain_range.default,
     _aten.sym_constrain_range_for_size.default,
 )
+_SIZED_LIKE = {
+    _aten.expand_as.default: _aten.expand.default,
+    _aten.view_as.default: _aten.reshape.default,
+    _aten.reshape_as.default: _aten.reshape.default,
+}
 _UNBACKED = (_aten.item.default, _aten._local_scalar_dense.default, _aten.nonzero.default)
 
 
@@ -63,6 +69,17 @@ def views_as_reshapes(graph: Graph) -> None:
     for target in (_aten.view.default, _aten._unsafe_view.default):
         for node in graph.find_nodes(op="call_function", target=target):
             node.target = _aten.reshape.default
+
+
+def name_sizes(graph: Graph) -> None:
+    """Puts known sizes in place of tensors that are read for their sizes only."""
+    for target, named in _SIZED_LIKE.items():
+        for node in graph.find_nodes(op="call_function", target=target):
+            made = node.meta.get("val")
+            sizes: list[object] = list(made.shape) if isinstance(made, Tensor) else []
+            if all(isinstance(size, int) for size in sizes):
+                node.target = named
+                node.args = (node.args[0], cast("list[int]", sizes))
 
 
 def remove_dead_code(graph: Graph) -> None:

@@ -8,6 +8,7 @@ from torch.fx import GraphModule, Node
 
 from embedl_deploy.graph.traced_module import TracedModule, own_tensors
 from embedl_deploy.tracing.clean import (
+    name_sizes,
     remove_asserts,
     remove_dead_code,
     saturate_fills,
@@ -64,6 +65,7 @@ def _module_of(program: Program) -> TracedModule:
     remove_asserts(program.graph)
     make_functional(program)
     views_as_reshapes(program.graph)
+    name_sizes(program.graph)
     saturate_fills(program.graph)
     fold_constants(program)
     remove_dead_code(program.graph)

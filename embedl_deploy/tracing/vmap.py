@@ -19,6 +19,9 @@ def write_out_vmap(program: Program) -> None:
     """Replaces every vmap region of ``program`` by plain ATen operations."""
     for region in _regions(program):
         _replace(program, region)
+    for node in list(program.graph.nodes):
+        if _name(node) == _LOAD and not node.users:
+            program.graph.erase_node(node)
 
 
 def _regions(program: Program) -> list[list[Node]]:
@@ -48,6 +51,11 @@ def _replace(program: Program, region: list[Node]) -> None:
     )
     inputs = [node for node in read if str(node.target) not in program.attributes]
     outputs = [node for node in region if any(user not in inside for user in node.users)]
+    if not outputs:
+        # A mask that the model made and then did without.
+        for node in reversed(region):
+            program.graph.erase_node(node)
+        return
     run = _runner(program, region, inputs, outputs)
     traced = make_fx(run)(*(node.meta.get("val") for node in inputs))
     mapped: dict[Node, Node] = {}
@@ -65,9 +73,6 @@ def _replace(program: Program, region: list[Node]) -> None:
                 _complete(program, mapped[node], node, traced, outputs[0])
     for node in reversed(region):
         program.graph.erase_node(node)
-    for node in program.graph.nodes:
-        if _name(node) == _LOAD and not node.users:
-            program.graph.erase_node(node)
 
 
 def _runner(

@@ -12,7 +12,7 @@ from torch.fx import Node
 from torch.fx.node import Argument, map_arg
 
 from embedl_deploy.errors import TracingError
-from embedl_deploy.graph.nodes import source_line
+from embedl_deploy.graph.nodes import bound_arguments, source_line
 
 _aten = torch.ops.aten
 
@@ -42,6 +42,8 @@ def written(node: Node) -> Node:
 
 def functional_value(node: Node, now: Callable[[Node], Node]) -> Node:
     """Inserts the call that returns what ``node`` writes; ``now`` gives each input's value."""
+    if node.target is _aten.fill_diagonal_.default:
+        return _filled_diagonal(node, now)
     target = functional_target(node)
     args = map_arg(node.args, now)
     kwargs = map_arg(node.kwargs, now)
@@ -53,6 +55,22 @@ def functional_value(node: Node, now: Callable[[Node], Node]) -> Node:
     if _may_promote(node):
         value = _as_type_of(value, before)
     return value
+
+
+def _filled_diagonal(node: Node, now: Callable[[Node], Node]) -> Node:
+    """Inserts the matrix with its diagonal filled; only ``wrap=False`` on matrices is known."""
+    value, graph = written(node).meta.get("val"), node.graph
+    bound = bound_arguments(node)
+    if not isinstance(value, Tensor) or value.dim() != 2 or bound["wrap"] is not False:
+        raise _no_functional_form(node)
+    before = now(written(node))
+    diagonal = graph.call_function(_aten.diagonal.default, (before,))
+    diagonal.meta = {**node.meta, "val": value.diagonal()}
+    filled = graph.call_function(_aten.full_like.default, (diagonal, bound["fill_value"]))
+    filled.meta = dict(diagonal.meta)
+    result = graph.call_function(_aten.diagonal_scatter.default, (before, filled))
+    result.meta = dict(node.meta)
+    return result
 
 
 def functional_target(node: Node) -> OpOverload:

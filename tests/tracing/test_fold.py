@@ -98,6 +98,31 @@ def test_vmap_is_written_out_and_its_mask_folded() -> None:
     assert targets(graph) == ["aten.masked_fill.Scalar"]
 
 
+class WithUnreadMask(nn.Module):
+    """Makes two masks by vmap and reads the first only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.arange(4)
+
+        def read(row: Tensor) -> Tensor:
+            return rows <= row
+
+        def unread(row: Tensor) -> Tensor:
+            return rows < row
+
+        mask, _ = torch.vmap(read)(rows), torch.vmap(unread)(rows)
+        return x.masked_fill(~mask, 0.0)
+
+
+def test_a_vmap_that_nothing_reads_is_dropped() -> None:
+    model = WithUnreadMask()
+
+    graph = trace(model, (ROWS,))
+
+    assert torch.equal(graph(ROWS), model(ROWS))
+    assert targets(graph) == ["aten.masked_fill.Scalar"]
+
+
 class WithoutGradient(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():

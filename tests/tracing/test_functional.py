@@ -135,3 +135,20 @@ class WritesThroughExpand(nn.Module):
 def test_refuses_a_view_that_cannot_be_written_back() -> None:
     with pytest.raises(TracingError, match="cannot be written back"):
         trace(WritesThroughExpand(), (IMAGE,))
+
+
+class FilledDiagonal(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = x[0, 0] * 2
+        view = scores[:, 1:]
+        scores.fill_diagonal_(-1.0)
+        return scores, view
+
+
+def test_a_filled_diagonal_reaches_the_matrix_and_its_views() -> None:
+    model = FilledDiagonal()
+
+    graph = trace(model, (IMAGE,))
+
+    for ours, theirs in zip(graph(IMAGE), model(IMAGE), strict=True):
+        assert torch.equal(ours, theirs)

@@ -9,6 +9,7 @@ from torch.fx.node import Argument
 
 from embedl_deploy.graph.nodes import bound_arguments, is_call, shape_of
 from embedl_deploy.patterns.literals import number_of
+from embedl_deploy.patterns.recomposition.attention_rows import is_constant_in_rows, past_maximum
 from embedl_deploy.patterns.recomposition.attention_walk import (
     CASTS,
     MOST_STEPS,
@@ -17,11 +18,12 @@ from embedl_deploy.patterns.recomposition.attention_walk import (
     Walk,
     is_product,
 )
-from embedl_deploy.patterns.shapes import is_one, same_shape
+from embedl_deploy.patterns.shapes import same_shape
 from embedl_deploy.rewriting import Refusal
 
 _ATEN = torch.ops.aten
 _LOWEST_KEPT = -1e9
+_LOWEST_BOUND = -1e30
 
 Arrival = tuple[Node, Walk] | Refusal | None
 """The first product and the walk to it, why there is none, or that nothing of the kind is there."""
@@ -87,7 +89,7 @@ def _scale(node: Node, walk: Walk) -> Arrival:
         after = walk.past(node)
         if number is not None:
             after = replace(after, factor=after.factor * (1 / number if divides else number))
-        elif divides or walk.query_scale is not None or not _scales_rows(other, node):
+        elif divides or walk.query_scale is not None or not is_constant_in_rows(other, node):
             continue
         else:
             assert isinstance(other, Node)
@@ -95,6 +97,17 @@ def _scale(node: Node, walk: Walk) -> Arrival:
         found = walk_to_product(scores, after)
         if found is not None:
             return _without_scaled_masks(found, walk, after)
+    return _multiplied(node, walk)
+
+
+def _multiplied(node: Node, walk: Walk) -> Refusal | None:
+    """Returns why scores multiplied by a tensor, element by element, are no plain attention."""
+    for position in (0, 1):
+        scores, other = node.args[position], node.args[1 - position]
+        if not isinstance(scores, Node) or not isinstance(other, Node):
+            return None
+        if isinstance(walk_to_product(scores, walk.past(node)), tuple):
+            return Refusal(f"its scores are multiplied by %{other.name}, key by key", node)
     return None
 
 
@@ -103,15 +116,6 @@ def _without_scaled_masks(found: tuple[Node, Walk] | Refusal, walk: Walk, after:
     if isinstance(found, Refusal) or after.query_scale is walk.query_scale:
         return found
     return found if len(found[1].masks) == len(walk.masks) else None
-
-
-def _scales_rows(factor: Argument, scores: Node) -> bool:
-    """Tells whether ``factor`` is constant along each row and column of the scores."""
-    shape = shape_of(factor) if isinstance(factor, Node) else None
-    full = shape_of(scores)
-    if shape is None or full is None or len(shape) > len(full):
-        return False
-    return all(is_one(size) for size in shape[-1:])
 
 
 def _add(node: Node, walk: Walk) -> Arrival:
@@ -137,8 +141,22 @@ def _subtract(node: Node, walk: Walk) -> Arrival:
         return None
     if not isinstance(scores, Node) or not isinstance(mask, Node):
         return None
-    taken = Mask(mask, node, -walk.factor)
-    return walk_to_product(scores, replace(walk.past(node), masks=(*walk.masks, taken)))
+    after = past_maximum(mask, scores, node, walk)
+    if after is None:
+        taken = Mask(mask, node, -walk.factor)
+        after = replace(walk.past(node), masks=(*walk.masks, taken))
+    return walk_to_product(scores, after)
+
+
+def _bound_below(node: Node, walk: Walk) -> Arrival:
+    """Goes past a lower bound that only minus infinity lies under."""
+    bound = bound_arguments(node)
+    if bound.get("max") is not None:
+        return None
+    scores, limit = bound["self"], number_of(bound["min"] if "min" in bound else bound["other"])
+    if not isinstance(scores, Node) or limit is None or limit > _LOWEST_BOUND:
+        return None
+    return walk_to_product(scores, walk.past(node))
 
 
 def _masked_fill(node: Node, walk: Walk) -> Arrival:
@@ -180,6 +198,10 @@ _STEPS: Mapping[object, Step] = {
     _ATEN.mul.Scalar: _scale,
     _ATEN.div.Tensor: _scale,
     _ATEN.div.Scalar: _scale,
+    _ATEN.maximum.default: _bound_below,
+    _ATEN.max.other: _bound_below,
+    _ATEN.clamp.default: _bound_below,
+    _ATEN.clamp_min.default: _bound_below,
     _ATEN.masked_fill.Scalar: _masked_fill,
     _ATEN.masked_fill.Tensor: _masked_fill,
     _ATEN.where.self: _where,

@@ -52,6 +52,19 @@ SPELLINGS: dict[str, Spelling] = {
     "subtracted mask": lambda q, k, v: softmax(q @ k.transpose(-2, -1) * 0.5 - ADDED) @ v,
     "mask on the left": lambda q, k, v: softmax(ADDED + q @ k.transpose(-2, -1) * 0.5) @ v,
     "scaled after the mask": lambda q, k, v: softmax((q @ k.mT + ADDED) * 0.5) @ v,
+    "less its maximum": lambda q, k, v: (
+        softmax(((s := q @ k.mT * 0.25) - s.amax(-1, keepdim=True)) * 2.0) @ v
+    ),
+    "less its maximum, unsqueezed": lambda q, k, v: (
+        softmax((s := q @ k.mT) - s.max(-1)[0].unsqueeze(-1)) @ v
+    ),
+    "bounded below": lambda q, k, v: (
+        softmax(torch.max(q @ k.mT, torch.tensor(torch.finfo(torch.float32).min))) @ v
+    ),
+    "clamped": lambda q, k, v: softmax((q @ k.mT).clamp(min=-3e38)) @ v,
+    "mask of the scores' shape": lambda q, k, v: (
+        softmax((s := q @ k.mT).masked_fill(HIDDEN.expand_as(s), -math.inf)) @ v
+    ),
     "two masks": lambda q, k, v: softmax(q @ k.mT + ADDED + ADDED.mT) @ v,
     "filled": lambda q, k, v: softmax((q @ k.mT).masked_fill(HIDDEN, -math.inf)) @ v,
     "filled with -1e9": lambda q, k, v: softmax((q @ k.mT).masked_fill(HIDDEN, -1e9)) @ v,
@@ -162,6 +175,10 @@ REFUSED: dict[str, tuple[Spelling, str]] = {
     "soft cap": (
         lambda q, k, v: softmax(torch.tanh(q @ k.mT)) @ v,
         "stands between the scores and the softmax",
+    ),
+    "scores times a tensor": (
+        lambda q, k, v: softmax((q @ k.mT) * ADDED) @ v,
+        "multiplied by",
     ),
     "small fill": (
         lambda q, k, v: softmax((q @ k.mT).masked_fill(HIDDEN, -3.0)) @ v,
