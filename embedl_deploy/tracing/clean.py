@@ -76,7 +76,9 @@ def name_sizes(graph: Graph) -> None:
     for target, named in _SIZED_LIKE.items():
         for node in graph.find_nodes(op="call_function", target=target):
             made = node.meta.get("val")
-            sizes: list[object] = list(made.shape) if isinstance(made, Tensor) else []
+            if not isinstance(made, Tensor):
+                continue
+            sizes = cast("list[object]", list(made.shape))
             if all(isinstance(size, int) for size in sizes):
                 node.target = named
                 node.args = (node.args[0], cast("list[int]", sizes))
