@@ -30,6 +30,7 @@ from embedl_deploy.cli.console import Screen, quiet_libraries
 from embedl_deploy.cli.model_sources import LoadedModel, load_model
 from embedl_deploy.cli.options import DEFAULT_BACKEND, RunPrecision, quant_config
 from embedl_deploy.cli.pipeline import lowered, rewritten
+from embedl_deploy.engines import count_int8_kernels
 from embedl_deploy.graph.distance import relative_error
 from embedl_deploy.report.tables import facts_table, timings_table
 from embedl_deploy.tuning.machine import JsonValue, has_amx, machine_info
@@ -81,7 +82,10 @@ def run_case(case: Case, seconds: float, screen: Screen) -> dict[str, JsonValue]
         for name, precision in ((INT8, RunPrecision.INT8), (INT8_FP32, RunPrecision.INT8_FP32)):
             candidates[name] = lowered(graph.graph, loaded.args, loaded.kwargs, precision)
     errors = {name: mean_error(loaded, case, call) for name, call in candidates.items()}
-    kernels = {name: kernel_counts(loaded, candidates[name]) for name in (INT8, INT8_FP32)}
+    kernels = {
+        name: count_int8_kernels(on_inputs(candidates[name], loaded.args, loaded.kwargs))
+        for name in (INT8, INT8_FP32)
+    }
     with screen.step(f"{case.name}: torchao PT2E in its own process"):
         peer = PeerProcess(
             "benchmarks.torchao_pt2e",
@@ -108,9 +112,14 @@ def run_case(case: Case, seconds: float, screen: Screen) -> dict[str, JsonValue]
         "times faster than bf16 torch.compile": over_bf16,
         "share of multiply-accumulates in int8": graph.integer_share,
         "relative errors": {name: round(error, 5) for name, error in errors.items()},
-        "kernels per call, by torch.profiler": kernels,
+        "kernels per call, by torch.profiler": {
+            name: dict(found) for name, found in kernels.items()
+        },
         "torchao PT2E": dict(peer.built),
-        "bars": _bars(case, max(ratios[INT8], ratios[INT8_FP32]), over_bf16),
+        "bars": {
+            **_bars(case, max(ratios[INT8], ratios[INT8_FP32]), over_bf16),
+            **_kernel_bar(case, kernels[INT8]),
+        },
     }
     screen.show(timings_table(timings, "eager", case.name))
     screen.show(facts_table(case.name, [(key, str(value)) for key, value in facts.items()]))
@@ -133,14 +142,6 @@ def mean_error(loaded: LoadedModel, case: Case, call: Callable[..., object]) -> 
     return sum(errors) / len(errors)
 
 
-def kernel_counts(loaded: LoadedModel, call: Model) -> dict[str, int]:
-    """Returns how many int8 kernels one call runs, as ``torch.profiler`` counts them."""
-    with torch.profiler.profile() as profile:
-        loaded.call(call)
-    names = [event.name for event in profile.events()]
-    return {kind: sum(f"onednn::{kind}" in name for name in names) for kind in ("qconv", "qlinear")}
-
-
 def _bars(case: Case, over_eager: float, over_bf16: float) -> dict[str, JsonValue]:
     bars: dict[str, JsonValue] = {f"bf16 × {BF16_BAR}": over_bf16 >= BF16_BAR}
     if case.compare_nncf:
@@ -148,6 +149,17 @@ def _bars(case: Case, over_eager: float, over_bf16: float) -> dict[str, JsonValu
             over_eager >= AMX_BAR if has_amx() else "no AMX here"
         )
     return bars
+
+
+def _kernel_bar(case: Case, kernels: dict[str, int]) -> dict[str, JsonValue]:
+    """Compares counts with the case's, a kernel with a fused add counted with its plain kind."""
+    if case.expected_kernels is None:
+        return {}
+    found = {
+        kind: sum(count for name, count in kernels.items() if name.startswith(kind))
+        for kind in case.expected_kernels
+    }
+    return {f"kernels {case.expected_kernels}": found == case.expected_kernels}
 
 
 def _arguments() -> argparse.Namespace:
