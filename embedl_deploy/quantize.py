@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from embedl_deploy.backends.registry import resolve_backend
 from embedl_deploy.errors import CalibrationError, PreconditionError
 from embedl_deploy.graph.record import has_record, record_of
+from embedl_deploy.graph.traced_module import with_own_modules
 from embedl_deploy.passes.calibration import ForwardLoop, Progress, calibrate_model
 from embedl_deploy.passes.integer_conversion import convert
 from embedl_deploy.passes.quantization import (
@@ -143,9 +144,9 @@ def insert_qdq(
         )
     chosen = _backend_for(model, backend)
     config = replace(config, skip=named_rules(config.skip, model))
-    graph = own_modules(model)
+    graph = with_own_modules(model, deferred=True)
     record = quantize_graph(graph, matches, config, chosen)
-    graph.recompile()
+    graph.finish()
     report_stages(graph, chosen, (record,))
     return graph
 

@@ -3,10 +3,13 @@
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
+import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from embedl_deploy.graph.collection import paused_collection
 from embedl_deploy.graph.nodes import module_of, source_line
 from embedl_deploy.graph.provenance import Rewrite, origin_of, record_rewrite
 from embedl_deploy.modules.fused import WeightedFused
@@ -22,6 +25,8 @@ from embedl_deploy.quantization.weights import WeightFakeQuantize
 from embedl_deploy.rewriting import PassRecord, PatternMatch, Refusal, SiteRecord
 from embedl_deploy.rewriting.records import site_record
 from embedl_deploy.rewriting.workspace import Workspace
+
+Q = TypeVar("Q", QuantStub, WeightFakeQuantize)
 
 
 def insert_quantizers(
@@ -43,7 +48,8 @@ def insert_quantizers(
     """
     began = time.perf_counter()
     insertion = _Insertion(graph_module, config, placement)
-    insertion.quantize_all(matches)
+    with paused_collection():
+        insertion.quantize_all(matches)
     unmet = insertion.skip.unmet(("stub", "weight"))
     return PassRecord(
         "quantization",
@@ -150,7 +156,7 @@ class _Insertion:
             quantizer = WeightFakeQuantize(
                 self.config.weight, weight.shape, layer.weight_axis, site=_site(node)
             )
-            layer.weight_fake_quant = quantizer.to(weight.device)
+            layer.weight_fake_quant = _on(weight.device, quantizer)
         return f"{node.target}.weight_fake_quant"
 
     def _weighted(self, node: Node) -> WeightedFused:
@@ -181,7 +187,7 @@ class _Insertion:
         path, _ = self.workspace.path_for(stub, self.workspace.container_of(value))
         graph = self.graph_module.graph
         with graph.inserting_after(_last_placeholder(value)):
-            node = graph.call_module(path, (value,))
+            node = graph.create_node("call_module", path, (value,))
         for key in ("val", "stack_trace", "nn_module_stack"):
             if key in value.meta:
                 node.meta[key] = value.meta[key]
@@ -194,7 +200,7 @@ class _Insertion:
         assert self.activation is not None
         stub = QuantStub(self.activation, self.placement.activation_dtype, site)
         device = getattr(near.meta.get("val"), "device", None)
-        return stub if device is None else stub.to(device)
+        return stub if device is None else _on(device, stub)
 
 
 def accepted_dtypes(config: QuantConfig, placement: Placement) -> Iterable[str]:
@@ -216,6 +222,11 @@ def _accepted_activation(
         return asked, ()
     note = "the target takes symmetric activations only: asymmetric ones were made symmetric"
     return replace(asked, symmetric=True), (note,)
+
+
+def _on(device: torch.device, quantizer: Q) -> Q:
+    # Most models are on the CPU, and moving to where a module is takes as long as making it.
+    return quantizer if quantizer.scale.device == device else quantizer.to(device)
 
 
 def _wrapped(module: nn.Module) -> WeightedFused:

@@ -45,7 +45,7 @@ class Edit:
             path, is_new = self.workspace.path_for(part, owner)
             if is_new:
                 self.registered.append(path)
-        return self._insert(lambda graph: graph.call_module(path, args, kwargs))
+        return self._insert(lambda graph: graph.create_node("call_module", path, args, kwargs))
 
     def call_function(
         self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Argument]
@@ -89,9 +89,8 @@ class Edit:
         graph = self.workspace.graph_module.graph
         with graph.inserting_before(self.before):
             node = make(graph)
-        for key in ("stack_trace", "nn_module_stack"):
-            if key in self.match.first.meta:
-                node.meta[key] = self.match.first.meta[key]
+        traced = self.match.first.meta
+        node.meta.update((key, traced[key]) for key in _KEPT if key in traced)
         self.nodes.append(node)
         return node
 
@@ -125,6 +124,9 @@ def _config(module: nn.Module) -> object:
     )
     return (type(module), settings, shapes, tuple(inner))
 
+
+_KEPT = ("stack_trace", "nn_module_stack")
+"""What a new node takes over from the first node that it replaces."""
 
 _DESCRIBED = ("torch.nn.", "embedl_deploy.")
 """Where modules come from whose plain attributes say all that decides what they compute."""

@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# torch keeps the tables of a module private; its own generators take several times as long.
 """Notices when building a replacement changes the model's own parameters."""
 
 from collections.abc import Iterator
@@ -77,5 +79,10 @@ def _tensors_of(match: PatternMatch) -> Iterator[tuple[str, Tensor]]:
 
 
 def _own_tensors(module: nn.Module, path: str) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        yield f"{path}.{name}", tensor
+    for table in (module._parameters, module._buffers):
+        for name, tensor in table.items():
+            if tensor is not None:
+                yield f"{path}.{name}", tensor
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _own_tensors(child, f"{path}.{name}")
