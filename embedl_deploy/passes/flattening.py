@@ -36,6 +36,8 @@ def flatten_call(
     values = [value_of(argument) for argument in _inputs(node)]
     with torch.no_grad():
         traced = make_fx(call, pre_dispatch=True, _allow_non_fake_inputs=True)(*values)
+    # A weight that is computed when it is read, and read for its shape only, leaves dead calls.
+    traced.graph.eliminate_dead_code()
     replacement = _splice(node, traced, attributes)
     node.replace_all_uses_with(replacement)
     node.graph.erase_node(node)

@@ -2,14 +2,16 @@
 # torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """Turns single ATen calls into calls of the modules they compute, under the model's own names."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
+from embedl_deploy.graph.computed_weight import compute_weight
 from embedl_deploy.graph.nodes import module_at, module_path
+from embedl_deploy.tracing.computed import ComputedWeight
 from embedl_deploy.tracing.lift_call import Call, Lifting, Unliftable
 from embedl_deploy.tracing.lift_table import LIFT_TABLE
 from embedl_deploy.tracing.program import Program, modules_of
@@ -28,9 +30,13 @@ class Lifted:
 
     training: bool
 
+    sources: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """What a computed weight is computed from, by name in the model."""
+
     def build(self) -> nn.Module:
         """Returns the module, around the very tensors of the model."""
-        weighted = {"device": "meta"} if self.tensors else {}
+        computed = self.lifting.computed
+        weighted = {"device": "meta"} if self.tensors or computed is not None else {}
         module = self.lifting.module_class(**self.lifting.options, **weighted)
         module.train(self.training)
         for slot, tensor in self.tensors.items():
@@ -38,6 +44,8 @@ class Lifted:
             kind[slot] = tensor  # pyright: ignore[reportArgumentType]  # the branch above chose the dictionary
         if "num_batches_tracked" in module._buffers and "num_batches_tracked" not in self.tensors:
             module._buffers["num_batches_tracked"] = None
+        if computed is not None:
+            compute_weight(module, computed.build(self.sources))
         return module
 
 
@@ -69,16 +77,22 @@ class _Lifter:
     def run(self) -> dict[str, Lifted]:
         candidates: list[tuple[Node, Lifting]] = []
         same: dict[tuple[object, ...], int] = {}
-        for node in self.program.graph.nodes:
-            lifting = self._read(node)
-            if lifting is not None:
+        read = [(node, self._read(node)) for node in self.program.graph.nodes]
+        inside = {
+            step: None
+            for _, lifting in read
+            if lifting is not None and lifting.computed is not None
+            for step in lifting.computed.nodes
+        }
+        for node, lifting in read:
+            if lifting is not None and node not in inside:
                 candidates.append((node, lifting))
                 key = (module_path(node), *self._key(node, lifting))
                 same[key] = same.get(key, 0) + 1
         for node, lifting in candidates:
             key = self._key(node, lifting)
             alone = same[(module_path(node), *key)] == self.calls_at[module_path(node)]
-            name = self._weighted(node, lifting) if lifting.slots else self._plain(node, key, alone)
+            name = self._name(node, lifting, key, alone)
             if name not in self.lifted:
                 self._add(name, node, lifting)
             self._replace(node, lifting, name)
@@ -114,10 +128,29 @@ class _Lifter:
     def _key(self, node: Node, lifting: Lifting) -> tuple[object, ...]:
         tensors = tuple((slot, id(self._tensor(read))) for slot, read in lifting.slots.items())
         options = tuple((name, str(value)) for name, value in lifting.options.items())
-        return (lifting.module_class, options, tensors, self._training(node))
+        computed = () if lifting.computed is None else lifting.computed.key
+        return (lifting.module_class, options, tensors, self._training(node), computed)
 
     def _tensor(self, node: Node) -> Tensor:
         return self.program.state[str(node.target)].tensor
+
+    def _name(self, node: Node, lifting: Lifting, key: tuple[object, ...], alone: bool) -> str:
+        if lifting.computed is not None:
+            return self._computed(node, lifting, lifting.computed, key)
+        return self._weighted(node, lifting) if lifting.slots else self._plain(node, key, alone)
+
+    def _computed(
+        self, node: Node, lifting: Lifting, computed: ComputedWeight, key: tuple[object, ...]
+    ) -> str:
+        """Returns the path of the module that computes its own weight, or a free one below it."""
+        path = module_path(node)
+        used = {*computed.state, *(str(read.target) for read in lifting.slots.values())}
+        own = [f"{path}.{name}" for name in self.direct.get(path, [])]
+        if path and all(name in used for name in own) and self.keys.setdefault(path, key) == key:
+            return path
+        if key not in self.shared:
+            self.shared[key] = self._free(path, _stem(node))
+        return self.shared[key]
 
     def _weighted(self, node: Node, lifting: Lifting) -> str:
         """Returns the path of the module whose parameters these are, or a free one below it."""
@@ -179,7 +212,9 @@ class _Lifter:
             state = self.program.state.get(f"{name}.{own}")
             if state is not None:
                 tensors[own] = state.tensor
-        self.lifted[name] = Lifted(lifting, tensors, self._training(node))
+        names = () if lifting.computed is None else lifting.computed.state
+        sources = {source: self.program.state[source].tensor for source in names}
+        self.lifted[name] = Lifted(lifting, tensors, self._training(node), sources)
 
     def _replace(self, node: Node, lifting: Lifting, name: str) -> None:
         graph = node.graph

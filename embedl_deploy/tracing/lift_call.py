@@ -8,6 +8,7 @@ from torch.fx import Node
 from torch.fx.node import Argument
 
 from embedl_deploy.graph.nodes import bound_arguments
+from embedl_deploy.tracing.computed import ComputedWeight, computed_weight
 from embedl_deploy.tracing.program import State
 
 Option = int | float | bool | str | None | tuple[int, ...]
@@ -33,6 +34,9 @@ class Lifting:
 
     first_of_several: bool = False
     """Whether the operation returns a tuple of which the module returns the first."""
+
+    computed: ComputedWeight | None = None
+    """How the weight is computed, where it is no parameter itself."""
 
 
 class Unliftable(Exception):  # noqa: N818  # not an error: the call stays an ATen call
@@ -94,6 +98,16 @@ class Call:
             raise Unliftable
         return node
 
+    def computed(self, name: str) -> ComputedWeight | None:
+        """Returns how the tensor given for ``name`` is computed, None if it is a parameter."""
+        node = self.node_of(name)
+        if node.op == "get_attr":
+            return None
+        computed = computed_weight(node, self.state)
+        if computed is None:
+            raise Unliftable
+        return computed
+
     def buffer(self, name: str) -> Node:
         """Returns the ``get_attr`` node of the buffer given for ``name``."""
         node = self.node_of(name)
@@ -119,6 +133,13 @@ class Call:
         if tensor is None:
             raise Unliftable
         return tuple(tensor.shape)
+
+    def weight_shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of a parameter, or of what is computed from some."""
+        value = self.node_of(name).meta.get("val")
+        if not isinstance(value, Tensor):
+            raise Unliftable
+        return tuple(value.shape)
 
 
 def _literal(value: Argument) -> Option:

@@ -47,8 +47,8 @@ def general_convolution(call: Call) -> Lifting:
 
 
 def _convolution(call: Call, transposed: bool) -> Lifting:
-    weight = call.parameter("weight")
-    shape = call.shape(weight)
+    computed = call.computed("weight")
+    shape = call.weight_shape("weight")
     rank = len(shape) - 2
     groups = call.option("groups")
     if not isinstance(groups, int) or (rank, transposed) not in _CONVOLUTIONS:
@@ -69,8 +69,12 @@ def _convolution(call: Call, transposed: bool) -> Lifting:
     }
     if transposed:
         options["output_padding"] = call.integers("output_padding", rank)
+    inputs = (call.node_of("input"),)
+    if computed is not None:
+        slots = call.parameters(bias="bias")
+        return Lifting(_CONVOLUTIONS[rank, transposed], options, inputs, slots, computed=computed)
     slots = call.parameters(weight="weight", bias="bias")
-    return Lifting(_CONVOLUTIONS[rank, transposed], options, (call.node_of("input"),), slots)
+    return Lifting(_CONVOLUTIONS[rank, transposed], options, inputs, slots)
 
 
 def linear(call: Call) -> Lifting:

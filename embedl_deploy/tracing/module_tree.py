@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from embedl_deploy.graph.computed_weight import COMPUTATION
 from embedl_deploy.graph.traced_module import TracedModule, container_at
 from embedl_deploy.tracing.lift import Lifted
 from embedl_deploy.tracing.program import Program, State, modules_of
@@ -22,7 +23,9 @@ def build_module(program: Program, lifted: Mapping[str, Lifted], training: bool)
     for path, names in _paths(program, lifted).items():
         made = waiting.pop(path, None)
         if made is not None:
-            _register(root, path, made.build())
+            module = made.build()
+            _hide_sources(module, path, made)
+            _register(root, path, module)
         for name in names:
             _put(container_at(root, path), name, program.state[f"{path}.{name}".lstrip(".")])
     _copy_training(program.origin, root)
@@ -30,7 +33,13 @@ def build_module(program: Program, lifted: Mapping[str, Lifted], training: bool)
         module = made.build()
         if made.tensors:
             _hide_keys(module, path, made, program)
+        _hide_sources(module, path, made)
         _register(root, path, module)
+    for path, made in lifted.items():
+        if made.lifting.computed is not None:
+            # Last, so that the model's own names of the parameters come first.
+            children = container_at(root, path)._modules
+            children[COMPUTATION] = children.pop(COMPUTATION)
     for name, value in program.attributes.items():
         path, _, last = name.rpartition(".")
         setattr(container_at(root, path), last, value)
@@ -63,6 +72,7 @@ def _register(root: nn.Module, path: str, module: nn.Module) -> None:
 
 def _put(owner: nn.Module, name: str, state: State) -> None:
     if isinstance(state.tensor, nn.Parameter):
+        owner._parameters.pop(name, None)  # back in the model's own order
         owner._parameters[name] = state.tensor
         return
     owner._buffers[name] = state.tensor
@@ -85,6 +95,24 @@ def _hide_keys(module: nn.Module, path: str, made: Lifted, program: Program) -> 
     owners = {slot: names[id(tensor)][0] for slot, tensor in made.tensors.items()}
     module.register_state_dict_post_hook(HideKeys(tuple(owners)))
     module.register_load_state_dict_pre_hook(FillKeys(path, owners))
+
+
+def _hide_sources(module: nn.Module, path: str, made: Lifted) -> None:
+    """Hides the keys under which a computed weight holds the model's own tensors."""
+    if made.lifting.computed is None:
+        return
+    computation = module.get_submodule(COMPUTATION)
+    owners = {
+        slot: name
+        for slot, name in zip(_inputs(len(made.sources)), made.sources, strict=True)
+        if slot in computation._parameters
+    }
+    computation.register_state_dict_post_hook(HideKeys(tuple(owners)))
+    computation.register_load_state_dict_pre_hook(FillKeys(f"{path}.{COMPUTATION}", owners))
+
+
+def _inputs(count: int) -> list[str]:
+    return [f"input_{number}" for number in range(count)]
 
 
 class HideKeys:

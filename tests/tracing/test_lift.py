@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional
-from torch.nn.utils.parametrizations import weight_norm
 
 from embedl_deploy.graph.transposed_linear import TransposedLinear
 from embedl_deploy.tracing import trace
@@ -192,12 +191,6 @@ def test_modules_are_rebuilt_from_the_arguments_of_the_call() -> None:
     assert isinstance(conv, nn.Conv2d)
     assert conv.padding == (0, 0)
     assert called(graph) == ["conv", "layer_norm"]
-
-
-def test_a_weight_computed_from_parameters_stays_an_aten_call() -> None:
-    graph = traced_alike(nn.Sequential(weight_norm(nn.Conv2d(3, 4, 3)), nn.ReLU()).eval(), IMAGE)
-
-    assert called(graph) == ["1"]
 
 
 def test_packed_projections_of_attention_are_named_after_their_parameter() -> None:
