@@ -45,6 +45,9 @@ class AttentionChain:
     key_is_transposed: bool
     """Whether ``key`` has shape (..., head size, keys)."""
 
+    probabilities: Node
+    """What the last product multiplies the values by."""
+
     value: Node
     value_is_transposed: bool
     """Whether ``value`` has shape (..., value size, keys), and the result is transposed too."""
@@ -57,6 +60,17 @@ class AttentionChain:
     dropout_p: float
     drops: bool
     """Whether the dropout is in training mode."""
+
+    @property
+    def is_regrouped(self) -> bool:
+        """Whether batches and heads are grouped otherwise in the last product than in the first."""
+        first, last = shape_of(self.product), shape_of(self.probabilities)
+        return first is not None and last is not None and not same_shape(first[:-2], last[:-2])
+
+    @property
+    def layout(self) -> Node:
+        """A node of the shape that the scores of the one attention have."""
+        return self.probabilities if self.is_regrouped else self.product
 
 
 def attention_chain(root: Node) -> AttentionChain | Refusal | None:
@@ -80,7 +94,7 @@ def attention_chain(root: Node) -> AttentionChain | Refusal | None:
             walk, probabilities = walk.past(probabilities), source
         found = _through_softmax(probabilities, walk)
         if found is not None:
-            return _finish(root, value, position == 1, *found)
+            return _finish(root, (probabilities, value), position == 1, *found)
     return None
 
 
@@ -115,7 +129,12 @@ def _is_softmax(node: Node) -> bool:
 
 
 def _finish(
-    root: Node, value: Node, value_is_transposed: bool, softmax: Node, scores: Node, walk: Walk
+    root: Node,
+    operands: tuple[Node, Node],
+    value_is_transposed: bool,
+    softmax: Node,
+    scores: Node,
+    walk: Walk,
 ) -> AttentionChain | Refusal | None:
     found = walk_to_product(scores, walk)
     if found is None or isinstance(found, Refusal):
@@ -139,7 +158,8 @@ def _finish(
         query=query,
         key=key,
         key_is_transposed=untransposed is None,
-        value=value,
+        probabilities=operands[0],
+        value=operands[1],
         value_is_transposed=value_is_transposed,
         scale=done.factor * factor_of(product) * query_factor * key_factor,
         query_scale=done.query_scale,
@@ -158,7 +178,18 @@ def _objection(chain: AttentionChain, root: Node) -> Refusal | None:
     product, scores = shape_of(chain.product), shape_of(chain.softmax)
     if product is None or scores is None or not same_shape(product[-2:], scores[-2:]):
         return Refusal("the scores are reshaped between the product and the softmax", root)
+    if chain.is_regrouped and not _can_regroup(chain):
+        return Refusal("its batches and heads are regrouped between the two products", root)
     return None
+
+
+def _can_regroup(chain: AttentionChain) -> bool:
+    """Tells whether queries and keys can be grouped as the values are."""
+    shapes = [shape_of(node) for node in (chain.query, chain.key, chain.product, chain.layout)]
+    query, key, here, there = (shape or () for shape in shapes)
+    if any(not isinstance(size, int) for size in (*query, *key, *here, *there)):
+        return False
+    return same_shape(query[:-2], here[:-2]) and same_shape(key[:-2], here[:-2])
 
 
 def _softmax_dim(softmax: Node) -> object:

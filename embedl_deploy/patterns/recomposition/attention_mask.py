@@ -15,12 +15,12 @@ _ATEN = torch.ops.aten
 def objection_to_masks(chain: AttentionChain) -> Refusal | None:
     """Returns why the masks cannot become one, None if they can."""
     for mask in chain.masks:
-        shape, there, here = shape_of(mask.node), shape_of(mask.scores), shape_of(chain.product)
+        shape, there, here = shape_of(mask.node), shape_of(mask.scores), shape_of(chain.layout)
         if shape is None or there is None or here is None:
             return Refusal("the shape of its mask was not recorded", mask.node)
         if len(shape) > len(there):
             return Refusal("its mask has more dimensions than the scores", mask.node)
-        if broadcasts_alike(mask, chain.product) or all(is_one(size) for size in shape[:-2]):
+        if broadcasts_alike(mask, chain.layout) or all(is_one(size) for size in shape[:-2]):
             continue
         if not _is_static((*there, *here, *shape)):
             return Refusal("its mask is added to scores regrouped by a dynamic size", mask.node)
@@ -31,7 +31,7 @@ def combined_mask(match: PatternMatch, chain: AttentionChain) -> Node | None:
     """Inserts what makes one additive mask of all, None where there is none."""
     total: Node | None = None
     for mask in chain.masks:
-        added = _aligned(match, mask, _additive(match, mask, chain), chain.product)
+        added = _aligned(match, mask, _additive(match, mask, chain), chain.layout)
         total = added if total is None else match.call_function(_ATEN.add.Tensor, total, added)
     return total
 
@@ -51,13 +51,13 @@ def _additive(match: PatternMatch, mask: Mask, chain: AttentionChain) -> Node:
     return node
 
 
-def _aligned(match: PatternMatch, mask: Mask, added: Node, product: Node) -> Node:
+def _aligned(match: PatternMatch, mask: Mask, added: Node, layout: Node) -> Node:
     """Regroups the leading dimensions of a mask as those of the scores were."""
-    shape, there, here = shape_of(mask.node), shape_of(mask.scores), shape_of(product)
+    shape, there, here = shape_of(mask.node), shape_of(mask.scores), shape_of(layout)
     assert shape is not None
     assert there is not None
     assert here is not None
-    if broadcasts_alike(mask, product):
+    if broadcasts_alike(mask, layout):
         return added
     leading = len(shape) - 2
     if all(is_one(size) for size in shape[:-2]):

@@ -3,6 +3,7 @@
 import torch
 from torch.fx import GraphModule, Node
 
+from embedl_deploy.graph.nodes import shape_of
 from embedl_deploy.modules import ScaledDotProductAttention
 from embedl_deploy.patterns.appended_zeros import objection_to_appended_zeros
 from embedl_deploy.patterns.recomposition.attention_chain import AttentionChain, attention_chain
@@ -54,6 +55,8 @@ class RecomposeAttention(Pattern):
         core = ScaledDotProductAttention(scale=chain.scale, dropout_p=dropout_p)
         core.train(is_training)
         query, key, value = chain.query, chain.key, chain.value
+        if chain.is_regrouped:
+            query, key = (_regrouped(match, node, chain.layout) for node in (query, key))
         if chain.query_scale is not None:
             query = match.call_function(_ATEN.mul.Tensor, query, chain.query_scale)
         if chain.key_is_transposed:
@@ -66,6 +69,15 @@ class RecomposeAttention(Pattern):
         if chain.value_is_transposed:
             return match.call_function(_ATEN.transpose.int, attended, -2, -1)
         return attended
+
+
+def _regrouped(match: PatternMatch, node: Node, layout: Node) -> Node:
+    """Groups the leading dimensions of ``node`` as those of ``layout`` are."""
+    own, wanted = shape_of(node), shape_of(layout)
+    assert own is not None
+    assert wanted is not None
+    sizes = [*map(int, wanted[:-2]), *map(int, own[-2:])]
+    return match.call_function(_ATEN.reshape.default, node, sizes)
 
 
 def _chain_of(match: PatternMatch) -> AttentionChain:

@@ -83,6 +83,9 @@ SPELLINGS: dict[str, Spelling] = {
     "bias in the product": lambda q, k, v: (
         softmax(torch.baddbmm(ADDED[:, 0], q[:, 0], k[:, 0].mT, alpha=0.5)) @ v[:, 0]
     ),
+    "regrouped after the product": lambda q, k, v: (
+        softmax((q.reshape(6, 5, 4) @ k.reshape(6, 5, 4).mT).view(2, 3, 5, 5) + ADDED) @ v
+    ),
     "regrouped mask": lambda q, k, v: (
         softmax(((q @ k.mT).view(2, 1, 3, 5, 5) + ADDED.view(2, 1, 1, 5, 5)).view(2, 3, 5, 5)) @ v
     ),
