@@ -42,9 +42,7 @@ class _Build(ABC):
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     @abstractmethod
-    def layer(
-        self, leaf: nn.Module, path: str, value: Node, shape: tuple[int, ...]
-    ) -> Node:
+    def layer(self, leaf: nn.Module, path: str, value: Node, shape: tuple[int, ...]) -> Node:
         """Adds the call of a layer."""
 
     def call(
@@ -69,17 +67,13 @@ class _Build(ABC):
 
 
 class _Lifted(_Build):
-    def layer(
-        self, leaf: nn.Module, path: str, value: Node, shape: tuple[int, ...]
-    ) -> Node:
+    def layer(self, leaf: nn.Module, path: str, value: Node, shape: tuple[int, ...]) -> Node:
         self.register(leaf, path)
         return self.call("call_module", path, (value,), shape, path)
 
 
 class _Exported(_Build):
-    def layer(
-        self, leaf: nn.Module, path: str, value: Node, shape: tuple[int, ...]
-    ) -> Node:
+    def layer(self, leaf: nn.Module, path: str, value: Node, shape: tuple[int, ...]) -> Node:
         self.register(leaf, path)
         state = {**dict(leaf.named_parameters()), **dict(leaf.named_buffers())}
         state.pop("num_batches_tracked", None)

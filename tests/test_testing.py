@@ -139,9 +139,7 @@ def test_check_refusal_takes_the_reason() -> None:
         (Negated(1), "anything", "tree fits nowhere"),
     ],
 )
-def test_check_refusal_finds_what_is_wrong(
-    model: nn.Module, because: str, complaint: str
-) -> None:
+def test_check_refusal_finds_what_is_wrong(model: nn.Module, because: str, complaint: str) -> None:
     with pytest.raises(AssertionError, match=complaint):
         check_refusal(RemoveDoubleNegation, model.eval(), because=because, example=ROW)
 

@@ -132,9 +132,7 @@ def test_dynamic_shapes_stay_dynamic() -> None:
     model = mlp()
     rows = torch.export.Dim("rows", min=2, max=50)
 
-    result = transform(
-        model, (ROW,), patterns=[FuseLinearActivation], dynamic_shapes=({0: rows},)
-    )
+    result = transform(model, (ROW,), patterns=[FuseLinearActivation], dynamic_shapes=({0: rows},))
 
     for count in (2, 3, 49):
         x = torch.randn(count, 4)

@@ -60,13 +60,10 @@ def subgraph_inputs(nodes: Sequence[Node]) -> tuple[Node, ...]:
 
 def subgraph_outputs(nodes: Sequence[Node], inside: set[Node]) -> list[Node]:
     """Returns those of ``nodes`` that are read from outside, in graph order."""
-    return [
-        node for node in sorted(nodes) if any(reader not in inside for reader in node.users)
-    ]
+    return [node for node in sorted(nodes) if any(reader not in inside for reader in node.users)]
 
 
 def with_attributes(nodes: Sequence[Node]) -> list[Node]:
     """Returns ``nodes`` and the reads of parameters and buffers among their inputs, in order."""
     reads = {read: None for node in nodes for read in node.all_input_nodes if read.op == "get_attr"}
     return sorted({**dict.fromkeys(nodes), **reads})
-

@@ -11,8 +11,6 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import PythonCode
 
-from embedl_deploy.graph.collection import paused_collection
-
 
 class TracedModule(GraphModule):
     """A GraphModule that keeps what its graph does not call.
@@ -136,8 +134,7 @@ def with_own_modules(source: GraphModule, *, deferred: bool = False) -> TracedMo
     memo: dict[int, object] = {id(parameter): parameter for parameter in source.parameters()}
     result = TracedModule(deferred=True)
     memo[id(source)] = result
-    with paused_collection():
-        _copy_attributes(source, result, memo, ("_parameters", "_buffers", "_modules"))
+    _copy_attributes(source, result, memo, ("_parameters", "_buffers", "_modules"))
     result._non_persistent_buffers_set.update(source._non_persistent_buffers_set)
     result.shares_parameters = True
     _take_over(source, result, copy_graph(source.graph))

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from embedl_deploy.graph.collection import paused_collection
 from embedl_deploy.graph.nodes import module_of, source_line
 from embedl_deploy.graph.provenance import Rewrite, origin_of, record_rewrite
 from embedl_deploy.modules.fused import WeightedFused
@@ -48,8 +47,7 @@ def insert_quantizers(
     """
     began = time.perf_counter()
     insertion = _Insertion(graph_module, config, placement)
-    with paused_collection():
-        insertion.quantize_all(matches)
+    insertion.quantize_all(matches)
     unmet = insertion.skip.unmet(("stub", "weight"))
     return PassRecord(
         "quantization",

@@ -51,9 +51,7 @@ class Chain(Tree):
     def match(self, value: Argument, found: Found) -> Iterator[Step]:
         yield from self._match_up_to(len(self.links) - 1, (value,), found)
 
-    def _match_up_to(
-        self, last: int, values: tuple[Argument, ...], found: Found
-    ) -> Iterator[Step]:
+    def _match_up_to(self, last: int, values: tuple[Argument, ...], found: Found) -> Iterator[Step]:
         """Yields the ways in which one of ``values`` ends the links up to ``last``."""
         if last < 0:
             yield found, tuple(value for value in values if isinstance(value, Node))

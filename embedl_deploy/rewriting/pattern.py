@@ -65,9 +65,7 @@ class Pattern(ABC):
             return self.tree.anchors()
         return self.roots or None
 
-    def match(
-        self, root: Node, graph_module: GraphModule
-    ) -> "PatternMatch | Refusal | None":
+    def match(self, root: Node, graph_module: GraphModule) -> "PatternMatch | Refusal | None":
         """Returns the best fit whose last node is ``root``, None where the tree does not fit.
 
         Where the whole tree fits but the graph around it or ``check`` says no, the match carries
@@ -99,9 +97,7 @@ class Pattern(ABC):
         """Returns why the match is left alone: readers outside it, or what ``check`` says."""
         return also_used(match) or self.check(match)
 
-    def _ways(
-        self, tree: Tree, root: Node, graph_module: GraphModule
-    ) -> Iterator[PatternMatch]:
+    def _ways(self, tree: Tree, root: Node, graph_module: GraphModule) -> Iterator[PatternMatch]:
         for found, _ in tree.match(root, Found()):
             yield PatternMatch(
                 self, graph_module, root, found.nodes, found.captures, found.literals

@@ -148,8 +148,7 @@ def _objection(
         edit.infer_values()
     except Exception as error:
         return Refusal(
-            f"the replacement does not run on the recorded shapes: "
-            f"{type(error).__name__}: {error}",
+            f"the replacement does not run on the recorded shapes: {type(error).__name__}: {error}",
             match.root,
         )
     return _changed_value(outputs)

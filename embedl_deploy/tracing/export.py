@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_map_only
 
 from embedl_deploy.errors import TracingError
 from embedl_deploy.tracing.light_copy import light_copy
@@ -41,7 +42,7 @@ def export_model(
     Raises:
         TracingError: The model cannot be exported.
     """
-    packed, inputs = pack((args, dict(kwargs)))
+    packed, inputs = pack(_apart((args, dict(kwargs))))
     packed_args, packed_kwargs = cast("tuple[tuple[object, ...], dict[str, object]]", packed)
     copied = light_copy(traced)
     outputs = _take_apart(copied, inputs)
@@ -59,6 +60,19 @@ def export_model(
         except Exception as error:
             raise TracingError(_explain(model, error)) from error
     return Exported(program, inputs, outputs[-1] if outputs else None)
+
+
+def _apart(inputs: tuple[tuple[object, ...], dict[str, object]]) -> object:
+    """Returns inputs in which no tensor occurs twice: torch.export takes one object for one input."""
+    seen: set[int] = set()
+
+    def own(tensor: Tensor) -> Tensor:
+        if id(tensor) in seen:
+            return tensor.clone()
+        seen.add(id(tensor))
+        return tensor
+
+    return tree_map_only(Tensor, own, inputs)
 
 
 @dataclass(frozen=True)

@@ -117,9 +117,7 @@ def test_an_add_of_a_value_to_itself_has_two_operands() -> None:
         ((nn.Linear(4, 4), nn.ReLU()), False),
     ],
 )
-def test_a_link_in_the_middle_may_be_missing(
-    modules: tuple[nn.Module, ...], present: bool
-) -> None:
+def test_a_link_in_the_middle_may_be_missing(modules: tuple[nn.Module, ...], present: bool) -> None:
     tree = Chain(linear=nn.Linear, norm=Maybe(nn.LayerNorm), act=nn.ReLU)
 
     match = at_end(tree, steps(*modules))

@@ -88,10 +88,14 @@ def test_applying_gives_the_same_as_rewriting_and_can_be_done_twice() -> None:
     second, again = apply_plan(plan)
 
     assert graph_text(first) == graph_text(second)
-    assert report.counts() == again.counts() == {
-        "fuse-linear-activation": 3,
-        "replace-tanh-with-re-lu": 2,
-    }
+    assert (
+        report.counts()
+        == again.counts()
+        == {
+            "fuse-linear-activation": 3,
+            "replace-tanh-with-re-lu": 2,
+        }
+    )
     assert (report.applied_count, report.skipped_count) == (5, 0)
 
 

@@ -91,9 +91,7 @@ def test_a_new_site_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_changed_site_does_not_take_the_place_of_one_that_fits(tmp_path: Path) -> None:
     """The first of three equal blocks is gone: the veto must stay with the second."""
-    model = nn.Sequential(
-        *(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3))
-    ).eval()
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3))).eval()
     saved_with_veto(tmp_path / "plan.json", model, "1.")
     model[0] = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Tanh())
 

@@ -457,9 +457,7 @@ def test_reads_of_parameters_may_be_matched() -> None:
 
     class FoldIntoBuffer(Pattern):
         phase = Phase.FUSION
-        tree = Fork(
-            aten.mul.Tensor, scale=Input(lambda node: node.op == "get_attr"), x=Input()
-        )
+        tree = Fork(aten.mul.Tensor, scale=Input(lambda node: node.op == "get_attr"), x=Input())
 
         def replace(self, match: PatternMatch) -> Node:
             scale = match.graph_module.get_parameter(str(match["scale"].target))

@@ -179,9 +179,7 @@ def test_a_condition_on_the_node_is_asked() -> None:
 def test_modules_and_functions_mix() -> None:
     graph_module = trace(nn.Sequential(nn.Linear(4, 4), ReluThenScale(0.5)).eval(), (ROW,))
 
-    (match,) = find(
-        Op(aten.mul.Tensor, Op(nn.ReLU, Op(nn.Linear, Input())), 0.5), graph_module
-    )
+    (match,) = find(Op(aten.mul.Tensor, Op(nn.ReLU, Op(nn.Linear, Input())), 0.5), graph_module)
 
     assert len(match.nodes) == 3
 

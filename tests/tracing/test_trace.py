@@ -43,3 +43,15 @@ def test_result_can_be_deep_copied_and_exported() -> None:
 
     assert torch.equal(value(exported.module(), IMAGE), value(model, IMAGE))
     assert torch.equal(value(copy.deepcopy(graph), IMAGE), value(model, IMAGE))
+
+
+def test_one_tensor_given_for_two_inputs_stays_two_inputs() -> None:
+    class Difference(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a - b
+
+    same, other = torch.ones(2), torch.full((2,), 3.0)
+
+    traced = trace(Difference(), (same, same))
+
+    torch.testing.assert_close(traced(other, same), other - same)
