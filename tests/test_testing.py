@@ -65,7 +65,7 @@ class Negated(nn.Module):
 
 class NegatedInput(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return -(-x)
+        return torch.neg(torch.neg(x))
 
 
 def test_check_rewrite_takes_what_is_right() -> None:

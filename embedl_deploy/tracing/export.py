@@ -63,7 +63,7 @@ def export_model(
 
 
 def _apart(inputs: tuple[tuple[object, ...], dict[str, object]]) -> object:
-    """Returns inputs in which no tensor occurs twice: torch.export takes one object for one input."""
+    """Returns inputs in which no tensor occurs twice: to torch.export one object is one input."""
     seen: set[int] = set()
 
     def own(tensor: Tensor) -> Tensor:

@@ -35,17 +35,21 @@ def build_module(program: Program, lifted: Mapping[str, Lifted], training: bool)
             _hide_keys(module, path, made, program)
         _hide_sources(module, path, made)
         _register(root, path, module)
-    for path, made in lifted.items():
-        if made.lifting.computed is not None:
-            # Last, so that the model's own names of the parameters come first.
-            children = container_at(root, path)._modules
-            children[COMPUTATION] = children.pop(COMPUTATION)
+    _move_computations_last(root, lifted)
     for name, value in program.attributes.items():
         path, _, last = name.rpartition(".")
         setattr(container_at(root, path), last, value)
     root.graph = program.graph
     root.shares_parameters = True
     return root.finish()
+
+
+def _move_computations_last(root: nn.Module, lifted: Mapping[str, Lifted]) -> None:
+    """Lets the model's own names of the parameters come before those in computed weights."""
+    for path, made in lifted.items():
+        if made.lifting.computed is not None:
+            children = container_at(root, path)._modules
+            children[COMPUTATION] = children.pop(COMPUTATION)
 
 
 def _paths(program: Program, lifted: Mapping[str, Lifted]) -> dict[str, list[str]]:
