@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from benchmarks.zoo.families import FAMILIES
+from benchmarks.zoo.families import FIRST
+from benchmarks.zoo.more_families import MORE
 from embedl_deploy.cli.torchvision_schemas import define_torchvision_schemas
 
 TIMM = (
@@ -44,7 +45,7 @@ def zoo() -> Iterator[Case]:
     define_torchvision_schemas()
     yield from _torchvision()
     yield from _timm()
-    for name, family in FAMILIES.items():
+    for name, family in {**FIRST, **MORE}.items():
         yield Case(
             f"transformers/{name}",
             family.build,

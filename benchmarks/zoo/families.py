@@ -4,54 +4,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from benchmarks.zoo.inputs import (
+    DECODER,
+    IMAGE,
+    TEXT,
+    WIDE,
+    ids,
+    image,
+    large_image,
+    noise,
+    pair,
+    photo,
+    plain_text,
+    text,
+    wave,
+)
 
 Inputs = Callable[[], Mapping[str, object]]
-
-_TEXT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128}
-_WIDE = {**_TEXT, "intermediate_size": 128}
-_DECODER = {**_WIDE, "num_key_value_heads": 2, "max_position_embeddings": 64, "use_cache": False}
-_IMAGE = {
-    **{k: v for k, v in _WIDE.items() if k != "vocab_size"},
-    "image_size": 32,
-    "patch_size": 8,
-}
-
-
-def _ids(length: int = 16) -> Tensor:
-    return torch.randint(3, 100, (2, length), generator=torch.Generator().manual_seed(0))
-
-
-def _noise(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def _text() -> Mapping[str, object]:
-    return {"input_ids": _ids(), "attention_mask": torch.ones(2, 16, dtype=torch.long)}
-
-
-def _plain_text() -> Mapping[str, object]:
-    return {"input_ids": _ids()}
-
-
-def _pair() -> Mapping[str, object]:
-    return {"input_ids": _ids(), "decoder_input_ids": _ids(8)}
-
-
-def _image() -> Mapping[str, object]:
-    return {"pixel_values": _noise(2, 3, 32, 32)}
-
-
-def _large_image() -> Mapping[str, object]:
-    return {"pixel_values": _noise(1, 3, 64, 64)}
-
-
-def _photo() -> Mapping[str, object]:
-    return {"pixel_values": _noise(2, 3, 128, 128)}
-
-
-def _wave() -> Mapping[str, object]:
-    return {"input_values": _noise(1, 4000)}
 
 
 @dataclass(frozen=True)
@@ -74,59 +45,55 @@ class Family:
         return getattr(transformers, self.model)(config).eval()
 
 
-FAMILIES: Mapping[str, Family] = {
-    "bert": Family("BertConfig", "BertModel", _WIDE, _text),
-    "roberta": Family("RobertaConfig", "RobertaModel", _WIDE, _text),
+FIRST: Mapping[str, Family] = {
+    "bert": Family("BertConfig", "BertModel", WIDE, text),
+    "roberta": Family("RobertaConfig", "RobertaModel", WIDE, text),
     "distilbert": Family(
         "DistilBertConfig",
         "DistilBertModel",
         {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128, "vocab_size": 128},
-        _text,
+        text,
     ),
-    "albert": Family("AlbertConfig", "AlbertModel", {**_WIDE, "embedding_size": 32}, _text),
-    "electra": Family("ElectraConfig", "ElectraModel", {**_WIDE, "embedding_size": 32}, _text),
-    "mpnet": Family("MPNetConfig", "MPNetModel", _WIDE, _text),
-    "deberta_v2": Family("DebertaV2Config", "DebertaV2Model", _WIDE, _text),
-    "camembert": Family("CamembertConfig", "CamembertModel", _WIDE, _text),
+    "albert": Family("AlbertConfig", "AlbertModel", {**WIDE, "embedding_size": 32}, text),
+    "electra": Family("ElectraConfig", "ElectraModel", {**WIDE, "embedding_size": 32}, text),
+    "mpnet": Family("MPNetConfig", "MPNetModel", WIDE, text),
+    "deberta_v2": Family("DebertaV2Config", "DebertaV2Model", WIDE, text),
+    "camembert": Family("CamembertConfig", "CamembertModel", WIDE, text),
     "modernbert": Family(
         "ModernBertConfig",
         "ModernBertModel",
-        {**_WIDE, "pad_token_id": 0, "reference_compile": False},
-        _text,
+        {**WIDE, "pad_token_id": 0, "reference_compile": False},
+        text,
     ),
     "gpt2": Family(
         "GPT2Config",
         "GPT2LMHeadModel",
         {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "use_cache": False},
-        _plain_text,
+        plain_text,
     ),
     "gpt_neox": Family(
-        "GPTNeoXConfig", "GPTNeoXForCausalLM", {**_WIDE, "use_cache": False}, _plain_text
+        "GPTNeoXConfig", "GPTNeoXForCausalLM", {**WIDE, "use_cache": False}, plain_text
     ),
     "opt": Family(
         "OPTConfig",
         "OPTForCausalLM",
-        {**_TEXT, "ffn_dim": 128, "word_embed_proj_dim": 64, "use_cache": False},
-        _plain_text,
+        {**TEXT, "ffn_dim": 128, "word_embed_proj_dim": 64, "use_cache": False},
+        plain_text,
     ),
-    "llama": Family("LlamaConfig", "LlamaForCausalLM", _DECODER, _plain_text),
-    "mistral": Family("MistralConfig", "MistralForCausalLM", _DECODER, _plain_text),
-    "qwen2": Family("Qwen2Config", "Qwen2ForCausalLM", _DECODER, _plain_text),
-    "qwen3": Family("Qwen3Config", "Qwen3ForCausalLM", {**_DECODER, "head_dim": 16}, _plain_text),
-    "gemma": Family("GemmaConfig", "GemmaForCausalLM", {**_DECODER, "head_dim": 16}, _plain_text),
-    "gemma2": Family(
-        "Gemma2Config", "Gemma2ForCausalLM", {**_DECODER, "head_dim": 16}, _plain_text
-    ),
-    "phi3": Family("Phi3Config", "Phi3ForCausalLM", {**_DECODER, "pad_token_id": 0}, _plain_text),
+    "llama": Family("LlamaConfig", "LlamaForCausalLM", DECODER, plain_text),
+    "mistral": Family("MistralConfig", "MistralForCausalLM", DECODER, plain_text),
+    "qwen2": Family("Qwen2Config", "Qwen2ForCausalLM", DECODER, plain_text),
+    "qwen3": Family("Qwen3Config", "Qwen3ForCausalLM", {**DECODER, "head_dim": 16}, plain_text),
+    "gemma": Family("GemmaConfig", "GemmaForCausalLM", {**DECODER, "head_dim": 16}, plain_text),
+    "gemma2": Family("Gemma2Config", "Gemma2ForCausalLM", {**DECODER, "head_dim": 16}, plain_text),
+    "phi3": Family("Phi3Config", "Phi3ForCausalLM", {**DECODER, "pad_token_id": 0}, plain_text),
     "bloom": Family(
         "BloomConfig",
         "BloomForCausalLM",
         {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "use_cache": False},
-        _plain_text,
+        plain_text,
     ),
-    "falcon": Family(
-        "FalconConfig", "FalconForCausalLM", {**_TEXT, "use_cache": False}, _plain_text
-    ),
+    "falcon": Family("FalconConfig", "FalconForCausalLM", {**TEXT, "use_cache": False}, plain_text),
     "t5": Family(
         "T5Config",
         "T5Model",
@@ -139,7 +106,7 @@ FAMILIES: Mapping[str, Family] = {
             "vocab_size": 128,
             "use_cache": False,
         },
-        _pair,
+        pair,
     ),
     "bart": Family(
         "BartConfig",
@@ -155,16 +122,14 @@ FAMILIES: Mapping[str, Family] = {
             "vocab_size": 128,
             "use_cache": False,
         },
-        _pair,
+        pair,
     ),
-    "vit": Family("ViTConfig", "ViTModel", _IMAGE, _image),
-    "deit": Family("DeiTConfig", "DeiTModel", _IMAGE, _image),
-    "beit": Family(
-        "BeitConfig", "BeitModel", {**_IMAGE, "use_relative_position_bias": True}, _image
-    ),
-    "dinov2": Family("Dinov2Config", "Dinov2Model", _IMAGE, _image),
-    "clip_vision": Family("CLIPVisionConfig", "CLIPVisionModel", _IMAGE, _image),
-    "siglip_vision": Family("SiglipVisionConfig", "SiglipVisionModel", _IMAGE, _image),
+    "vit": Family("ViTConfig", "ViTModel", IMAGE, image),
+    "deit": Family("DeiTConfig", "DeiTModel", IMAGE, image),
+    "beit": Family("BeitConfig", "BeitModel", {**IMAGE, "use_relative_position_bias": True}, image),
+    "dinov2": Family("Dinov2Config", "Dinov2Model", IMAGE, image),
+    "clip_vision": Family("CLIPVisionConfig", "CLIPVisionModel", IMAGE, image),
+    "siglip_vision": Family("SiglipVisionConfig", "SiglipVisionModel", IMAGE, image),
     "swin": Family(
         "SwinConfig",
         "SwinModel",
@@ -176,7 +141,7 @@ FAMILIES: Mapping[str, Family] = {
             "num_heads": [2, 4],
             "window_size": 4,
         },
-        _image,
+        image,
     ),
     "swinv2": Family(
         "Swinv2Config",
@@ -189,21 +154,21 @@ FAMILIES: Mapping[str, Family] = {
             "num_heads": [2, 4],
             "window_size": 4,
         },
-        _image,
+        image,
     ),
     "convnext": Family(
         "ConvNextConfig",
         "ConvNextModel",
         {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]},
-        _large_image,
+        large_image,
     ),
     "resnet": Family(
         "ResNetConfig",
         "ResNetModel",
         {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [2, 2]},
-        _large_image,
+        large_image,
     ),
-    "mobilevit": Family("MobileViTConfig", "MobileViTModel", {"image_size": 128}, _photo),
+    "mobilevit": Family("MobileViTConfig", "MobileViTModel", {"image_size": 128}, photo),
     "segformer": Family(
         "SegformerConfig",
         "SegformerForSemanticSegmentation",
@@ -213,35 +178,35 @@ FAMILIES: Mapping[str, Family] = {
             "num_attention_heads": [1, 2, 4, 4],
             "decoder_hidden_size": 32,
         },
-        _large_image,
+        large_image,
     ),
     "yolos": Family(
         "YolosConfig",
         "YolosForObjectDetection",
-        {**_IMAGE, "image_size": [32, 32], "num_detection_tokens": 8},
-        _image,
+        {**IMAGE, "image_size": [32, 32], "num_detection_tokens": 8},
+        image,
     ),
     "wav2vec2": Family(
         "Wav2Vec2Config",
         "Wav2Vec2Model",
         {
-            **_WIDE,
+            **WIDE,
             "conv_dim": [32] * 7,
             "num_conv_pos_embeddings": 16,
             "num_conv_pos_embedding_groups": 4,
         },
-        _wave,
+        wave,
     ),
     "hubert": Family(
         "HubertConfig",
         "HubertModel",
         {
-            **_WIDE,
+            **WIDE,
             "conv_dim": [32] * 7,
             "num_conv_pos_embeddings": 16,
             "num_conv_pos_embedding_groups": 4,
         },
-        _wave,
+        wave,
     ),
     "whisper_encoder": Family(
         "WhisperConfig",
@@ -263,19 +228,19 @@ FAMILIES: Mapping[str, Family] = {
             "decoder_start_token_id": 1,
             "use_cache": False,
         },
-        lambda: {"input_features": _noise(1, 16, 100), "decoder_input_ids": _ids(8)[:1]},
+        lambda: {"input_features": noise(1, 16, 100), "decoder_input_ids": ids(8)[:1]},
     ),
     "clip": Family(
         "CLIPConfig",
         "CLIPModel",
         {
-            "text_config": {**_WIDE, "projection_dim": 32},
-            "vision_config": {**_IMAGE, "projection_dim": 32},
+            "text_config": {**WIDE, "projection_dim": 32},
+            "vision_config": {**IMAGE, "projection_dim": 32},
             "projection_dim": 32,
         },
         lambda: {
-            **_image(),
-            "input_ids": _ids(),
+            **image(),
+            "input_ids": ids(),
             "attention_mask": torch.ones(2, 16, dtype=torch.long),
         },
     ),
@@ -293,20 +258,20 @@ FAMILIES: Mapping[str, Family] = {
             "decoder_attention_heads": 4,
             "decoder_in_channels": [32, 32, 32],
         },
-        _large_image,
+        large_image,
         in_float64=True,
     ),
     "layoutlm": Family(
         "LayoutLMConfig",
         "LayoutLMModel",
-        _WIDE,
-        lambda: {"input_ids": _ids(), "bbox": torch.ones(2, 16, 4, dtype=torch.long)},
+        WIDE,
+        lambda: {"input_ids": ids(), "bbox": torch.ones(2, 16, 4, dtype=torch.long)},
     ),
     "mobilebert": Family(
         "MobileBertConfig",
         "MobileBertModel",
-        {**_WIDE, "embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
-        _text,
+        {**WIDE, "embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
+        text,
     ),
     "funnel": Family(
         "FunnelConfig",
@@ -319,7 +284,7 @@ FAMILIES: Mapping[str, Family] = {
             "block_sizes": [1, 1],
             "vocab_size": 128,
         },
-        _text,
+        text,
     ),
     "xlnet": Family(
         "XLNetConfig",
@@ -332,13 +297,13 @@ FAMILIES: Mapping[str, Family] = {
             "vocab_size": 128,
             "use_mems_eval": False,
         },
-        _plain_text,
+        plain_text,
     ),
-    "fnet": Family("FNetConfig", "FNetModel", _WIDE, _plain_text),
+    "fnet": Family("FNetConfig", "FNetModel", WIDE, plain_text),
     "mamba": Family(
         "MambaConfig",
         "MambaForCausalLM",
         {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 128, "use_cache": False},
-        _plain_text,
+        plain_text,
     ),
 }

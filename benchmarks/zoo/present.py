@@ -31,7 +31,8 @@ _KINDS = {
     "pass": (
         "dropout add __add__ __radd__ __iadd__ add_ sub __sub__ mul __mul__ __rmul__ __imul__ "
         "mul_ div __truediv__ masked_fill masked_fill_ where view reshape flatten unflatten to "
-        "type_as float unsqueeze squeeze clamp __getitem__ contiguous transpose permute expand"
+        "type_as float unsqueeze squeeze clamp __getitem__ contiguous transpose permute expand "
+        "expand_as max maximum clip"
     ),
     "silent": "__get__ __set__ size dim numel is_floating_point",
 }

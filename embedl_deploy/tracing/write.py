@@ -13,6 +13,7 @@ from torch.fx.node import Argument, map_arg
 
 from embedl_deploy.errors import TracingError
 from embedl_deploy.graph.nodes import bound_arguments, source_line
+from embedl_deploy.graph.values import infer_value
 
 _aten = torch.ops.aten
 
@@ -120,7 +121,10 @@ def _may_promote(node: Node) -> bool:
 
 def _as_type_of(value: Node, before: Node) -> Node:
     dtype: torch.dtype = before.meta["val"].dtype
+    found = infer_value(value)
+    if isinstance(found, Tensor) and found.dtype == dtype:
+        return value
     cast_node = value.graph.call_function(_aten.to.dtype, (value, dtype))
     cast_node.meta = dict(value.meta)
-    value.meta["val"] = None
+    value.meta["val"] = found
     return cast_node

@@ -67,6 +67,7 @@ SPELLINGS: dict[str, Spelling] = {
     ),
     "two masks": lambda q, k, v: softmax(q @ k.mT + ADDED + ADDED.mT) @ v,
     "filled": lambda q, k, v: softmax((q @ k.mT).masked_fill(HIDDEN, -math.inf)) @ v,
+    "filled in place": lambda q, k, v: softmax((q @ k.mT).masked_fill_(HIDDEN, -math.inf)) @ v,
     "filled with -1e9": lambda q, k, v: softmax((q @ k.mT).masked_fill(HIDDEN, -1e9)) @ v,
     "causal where": lambda q, k, v: softmax(torch.where(LATER, -math.inf, q @ k.mT)) @ v,
     "kept where": lambda q, k, v: softmax(torch.where(~LATER, q @ k.mT, -math.inf)) @ v,
