@@ -19,6 +19,7 @@ from embedl_deploy.rewriting.tree import (
     Tree,
     as_operand,
     as_tree,
+    checked_target,
 )
 
 
@@ -171,8 +172,8 @@ class Wildcard(Tree):
     ) -> None:
         self.targets: tuple[Target, ...] | None = None
         if check is not None:
-            several = isinstance(check, tuple)
-            self.targets = cast("tuple[Target, ...]", check if several else (check,))
+            listed = cast("tuple[object, ...]", check if isinstance(check, tuple) else (check,))
+            self.targets = tuple(checked_target(item) for item in listed)
         self.where = where
         self.least, self.most = _bounds(quantifier)
 

@@ -95,7 +95,16 @@ class Pattern(ABC):
 
     def decline(self, match: PatternMatch) -> Refusal | None:
         """Returns why the match is left alone: readers outside it, or what ``check`` says."""
-        return also_used(match) or self.check(match)
+        refusal = also_used(match)
+        if refusal is not None:
+            return refusal
+        answer = cast("object", self.check(match))
+        if answer is None or isinstance(answer, Refusal):
+            return answer
+        raise PatternError(
+            f"check() of {self.name} must return a Refusal or None, got {answer!r} at "
+            f"%{match.root.name}"
+        )
 
     def _ways(self, tree: Tree, root: Node, graph_module: GraphModule) -> Iterator[PatternMatch]:
         for found, _ in tree.match(root, Found()):

@@ -9,6 +9,7 @@ from types import EllipsisType
 from typing import cast
 
 import torch
+from torch import nn
 from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import Argument
@@ -117,6 +118,29 @@ def as_tree(spec: object) -> Tree:
     )
 
 
+def checked_target(target: object) -> Target:
+    """Returns ``target`` if a node can run it.
+
+    Raises:
+        PatternError: It is a tuple, a tree, a module object or anything else that no node runs.
+    """
+    if isinstance(target, nn.Module):
+        raise PatternError(
+            f"a tree names module classes, got the module {target!r}: write {type(target).__name__}"
+        )
+    if isinstance(target, tuple):
+        raise PatternError(
+            "Op takes one target, got a tuple: write OneOf(Op(...), Op(...)), or the plain tuple "
+            "as a link of a Chain"
+        )
+    if isinstance(target, Tree) or not callable(target):
+        raise PatternError(
+            "a node runs a module class, an ATen op or a function, got "
+            f"{target!r} of type {type(target).__name__}"
+        )
+    return cast("Target", target)
+
+
 class Op(Tree):
     """One node.
 
@@ -139,7 +163,7 @@ class Op(Tree):
         literals: Mapping[str, object] | None = None,
         **named_inputs: "Spec",
     ) -> None:
-        self.target = target
+        self.target = checked_target(target)
         self.inputs = (
             *(as_operand(item) for item in inputs),
             *(as_operand(item, name) for name, item in named_inputs.items()),

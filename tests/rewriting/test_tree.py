@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from embedl_deploy.rewriting import (
     PatternMatch,
     Phase,
     Tree,
+    Wildcard,
 )
 from embedl_deploy.tracing import trace
 
@@ -200,3 +203,18 @@ def test_an_optional_operand_is_captured_where_it_is_there() -> None:
 def test_what_is_no_tree_is_refused() -> None:
     with pytest.raises(PatternError, match=r"got \{\} of type dict"):
         Chain(nn.Linear, {})  # pyright: ignore[reportArgumentType]  # what the test is about
+
+
+@pytest.mark.parametrize(
+    ("build", "complaint"),
+    [
+        (lambda: Op((nn.ReLU, nn.GELU)), "OneOf"),  # pyright: ignore[reportArgumentType]  # wrong on purpose
+        (lambda: Chain(nn.Linear, Op(nn.ReLU())), "write ReLU"),
+        (lambda: Wildcard(Op(nn.ReLU), "+"), "a node runs a"),  # pyright: ignore[reportArgumentType]  # wrong on purpose
+    ],
+)
+def test_a_target_that_no_node_runs_is_refused_at_once(
+    build: Callable[[], object], complaint: str
+) -> None:
+    with pytest.raises(PatternError, match=complaint):
+        build()
