@@ -25,7 +25,7 @@ def build_module(program: Program, lifted: Mapping[str, Lifted], training: bool)
         if made is not None:
             module = made.build()
             _hide_sources(module, path, made)
-            register(root, path, module)
+            _register(root, path, module)
         for name in names:
             _put(container_at(root, path), name, program.state[f"{path}.{name}".lstrip(".")])
     _copy_training(program.origin, root)
@@ -34,7 +34,7 @@ def build_module(program: Program, lifted: Mapping[str, Lifted], training: bool)
         if made.tensors:
             _hide_keys(module, path, made, program)
         _hide_sources(module, path, made)
-        register(root, path, module)
+        _register(root, path, module)
     _move_computations_last(root, lifted)
     for name, value in program.attributes.items():
         path, _, last = name.rpartition(".")
@@ -65,8 +65,7 @@ def _paths(program: Program, lifted: Mapping[str, Lifted]) -> dict[str, list[str
     return {**paths, **owned}
 
 
-def register(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Puts ``module`` at ``path``; what is registered below that path stays."""
+def _register(root: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, last = path.rpartition(".")
     owner = container_at(root, parent)
     existing = owner._modules.get(last)
