@@ -31,23 +31,38 @@ def main() -> int:
     parser.add_argument("words", nargs="*", help="run only cases whose name holds one of these")
     parser.add_argument("--backend", default="tensorrt")
     parser.add_argument("--output", type=Path, default=None, help="where to write the rows")
+    parser.add_argument("--resume", action="store_true", help="keep the rows already there")
     parser.add_argument("--plans", type=Path, default=None, help="a folder for every plan")
     parser.add_argument("--only-plans", action="store_true", help="write plans, apply nothing")
     options = parser.parse_args()
     if options.only_plans:
         return _write_plans(options.words, options.backend, options.plans)
-    rows: list[dict[str, object]] = []
+    rows = _rows_of(options.output) if options.resume else []
+    done = {row["model"] for row in rows}
     for case in _chosen(options.words):
+        if case.name in done:
+            continue
         row = run_case(case, options.backend, options.plans)
         rows.append(row)
         sys.stdout.write(_line(row) + "\n")
         sys.stdout.flush()
+        _write(options.output, rows)
     summary = summarise(rows)
     sys.stdout.write(json.dumps(summary, indent=1) + "\n")
-    if options.output is not None:
-        content = {"machine": machine_info(), "summary": summary, "rows": rows}
-        write_aside(options.output, (json.dumps(content, indent=1) + "\n").encode())
     return 1 if summary["failed"] or summary["below_95_percent"] else 0
+
+
+def _rows_of(output: Path | None) -> list[dict[str, object]]:
+    """Returns the rows of an earlier run that did not fail."""
+    if output is None or not output.exists():
+        return []
+    return [row for row in json.loads(output.read_text())["rows"] if "failure" not in row]
+
+
+def _write(output: Path | None, rows: list[dict[str, object]]) -> None:
+    if output is not None:
+        content = {"machine": machine_info(), "summary": summarise(rows), "rows": rows}
+        write_aside(output, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _chosen(words: list[str]) -> Iterator[Case]:

@@ -81,7 +81,7 @@ def branches(x: Tensor, first: nn.Module, second: nn.Module, pool: nn.Module) ->
 
 
 def splits(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
-    one, two, three = x.split([2, 2, 4], 1)
+    one, two, three = x[:, :2], x[:, 2:4], x[:, 4:]
     two = first(two)
     return torch.cat([one, two, second(torch.cat([two, three], 1))], 1)
 
