@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from embedl_deploy.errors import PreconditionError
 from embedl_deploy.graph.distance import relative_error
 from embedl_deploy.graph.evaluate import sample_value
 from embedl_deploy.graph.traced_module import TracedModule, structural_copy
@@ -59,7 +60,25 @@ class ModelCheck:
         self.reference = reference
         self.args = args
         self.kwargs = kwargs
-        self.wanted = tree_leaves(_detached(self._run(reference)))
+        self.only_zeros = False
+        self.wanted = tree_leaves(_detached(self._reference_outputs()))
+
+    def _reference_outputs(self) -> object:
+        """Runs the reference; where random integers are no valid indices, on zeros."""
+        try:
+            return self._run(self.reference)
+        except Exception as error:
+            if self.args is not None or self.kwargs is not None:
+                raise
+            first = error
+        self.only_zeros = True
+        try:
+            return self._run(self.reference)
+        except Exception as error:
+            raise PreconditionError(
+                "verification needs inputs that the model takes: random ones of the recorded "
+                f"shapes and dtypes fail ({type(first).__name__}: {first}); pass args and kwargs"
+            ) from error
 
     def moved(self, graph_module: GraphModule, tolerance: float) -> Moved:
         """Returns how far the outputs of ``graph_module`` lie from the reference's.
@@ -112,8 +131,16 @@ class ModelCheck:
             for node in self.reference.graph.nodes
             if node.op == "placeholder"
         ]
+        if self.only_zeros:
+            inputs = [_zeros(value) for value in inputs]
         values, _ = _clones((tuple(inputs), {}), double=double)
         return Interpreter(graph_module).run(*values, enable_io_processing=False)
+
+
+def _zeros(value: object) -> object:
+    if not isinstance(value, Tensor) or value.is_floating_point():
+        return value
+    return torch.zeros_like(value)
 
 
 def _clones(

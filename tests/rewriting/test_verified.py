@@ -3,11 +3,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from embedl_deploy.errors import PatternError, VerificationError
+from embedl_deploy.errors import PatternError, PreconditionError, VerificationError
 from embedl_deploy.graph.distance import relative_error
 from embedl_deploy.patterns import FuseConvNorm, FuseLinearActivation
 from embedl_deploy.rewriting import Chain, Op, Pattern, PatternMatch, Phase, Refusal
 from embedl_deploy.testing import randomize
+from embedl_deploy.tracing import trace
 from embedl_deploy.transformation import (
     apply_transformation_plan,
     get_transformation_plan,
@@ -229,3 +230,34 @@ def test_reports_are_equal_with_and_without_verification_where_all_is_right() ->
     assert [str(site) for site in plain.report.applied_sites()] == [
         str(site) for site in checked.report.applied_sites()
     ]
+
+
+class DifferenceAsIndex(nn.Module):
+    """Reads a table where two columns of integers differ, as LayoutLM does."""
+
+    def __init__(self, lowest: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(2, 6)
+        self.layers = nn.Sequential(nn.Linear(6, 4), nn.ReLU())
+        self.lowest = lowest
+
+    def forward(self, boxes: Tensor) -> Tensor:
+        y: Tensor = self.layers(self.table(boxes[:, 1] - boxes[:, 0] - self.lowest))
+        return y
+
+
+def test_integers_that_are_no_indices_give_way_to_zeros() -> None:
+    graph = trace(DifferenceAsIndex(0).eval(), (torch.zeros(8, 2, dtype=torch.int64),))
+
+    result = transform(graph, patterns=[FuseLinearActivation], verify=True)
+
+    assert result.report.counts() == {"fuse-linear-activation": 1}
+
+
+def test_a_model_that_takes_no_random_inputs_asks_for_its_own() -> None:
+    boxes = torch.tensor([[0, 5]] * 8)
+    graph = trace(DifferenceAsIndex(5).eval(), (boxes,))
+
+    with pytest.raises(PreconditionError, match="pass args and kwargs"):
+        transform(graph, patterns=[FuseLinearActivation], verify=True)
+    assert transform(graph, (boxes,), patterns=[FuseLinearActivation], verify=True).report.counts()
