@@ -9,7 +9,6 @@ same rotation. Prints one table per case and writes one JSON file.
 import argparse
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -174,10 +173,9 @@ def _kernel_bar(case: Case, kernels: dict[str, int]) -> dict[str, JsonValue]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    stamp = datetime.now(UTC).strftime("%Y-%m-%d")
     parser.add_argument("--only", default="", help="part of a case's name")
     parser.add_argument("--seconds", type=float, default=60.0, help="of measuring per case")
-    parser.add_argument("--output", type=Path, default=RESULTS / f"latency-{stamp}.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "latency.json")
     return parser.parse_args()
 
 
