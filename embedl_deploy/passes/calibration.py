@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from embedl_deploy.errors import CalibrationError
+from embedl_deploy.graph.nodes import value_of
+from embedl_deploy.graph.values import value_text
 from embedl_deploy.passes.bias_correction import correct_biases, watching_inputs
 from embedl_deploy.quantization.stub import QuantStub, stubs_of
 from embedl_deploy.quantization.weights import WeightFakeQuantize
@@ -129,13 +131,39 @@ def _unrounded(model: nn.Module) -> Generator[None]:
 
 
 def run_forward_loop(model: nn.Module, forward_loop: ForwardLoop) -> None:
-    """Runs ``model`` on the data that ``forward_loop`` holds or yields, without gradients."""
+    """Runs ``model`` on the data that ``forward_loop`` holds or yields, without gradients.
+
+    Raises:
+        CalibrationError: The model does not run on something that was yielded.
+    """
     with torch.no_grad():
-        if isinstance(forward_loop, Iterable):
-            for inputs in cast("Iterable[object]", forward_loop):
-                _forward(model, inputs)
-        else:
+        if not isinstance(forward_loop, Iterable):
             forward_loop(model)
+            return
+        for batch, inputs in enumerate(cast("Iterable[object]", forward_loop)):
+            try:
+                _forward(model, inputs)
+            except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                raise _does_not_run(model, batch, inputs, error) from error
+
+
+def _does_not_run(
+    model: nn.Module, batch: int, inputs: object, error: Exception
+) -> CalibrationError:
+    graph = getattr(model, "graph", None)
+    values = [value_of(node) for node in graph.nodes if node.op == "placeholder"] if graph else []
+    expected = f"; it was traced with {value_text(tuple(values))}" if values else ""
+    return CalibrationError(
+        f"the model does not run on batch {batch} of the calibration data, "
+        f"{_described(inputs)}{expected}. {type(error).__name__}: {error}"
+    )
+
+
+def _described(inputs: object) -> str:
+    if isinstance(inputs, Mapping):
+        named = cast("Mapping[str, object]", inputs)
+        return ", ".join(f"{name}: {value_text(value)}" for name, value in named.items())
+    return value_text(inputs)
 
 
 def _forward(model: nn.Module, inputs: object) -> None:

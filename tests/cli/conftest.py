@@ -80,6 +80,9 @@ def nothing():
 
 def not_a_number():
     return [torch.full((1, 3, 8, 8), float("nan"))]
+
+def of_another_shape():
+    return [torch.zeros(1, 4, 8, 8)]
 """
 
 

@@ -18,6 +18,11 @@ BAD = [
     (("transform", "{}:small", "-o", "no/folder.pt2"), ExitCode.FILE, "there is no folder no"),
     (("quantize", "{}:small", "--data", "{}:nothing"), ExitCode.QUANTIZATION, "never ran"),
     (("quantize", "{}:small", "--data", "{}:not_a_number"), ExitCode.QUANTIZATION, "NaN"),
+    (
+        ("quantize", "{}:small", "--data", "{}:of_another_shape"),
+        ExitCode.QUANTIZATION,
+        r"batch 0 .*float32\[1, 4, 8, 8\]; it was traced with .*float32\[1, 3, 8, 8\]",
+    ),
     (("quantize", "{}:small", "--data", "here"), ExitCode.MODEL, "module:function"),
     (("compile", "{}:small", "-o", "."), ExitCode.FILE, "it is a folder"),
     (("bench", "{}:small", "-o", "/dev/null/x"), ExitCode.FILE, "cannot write"),

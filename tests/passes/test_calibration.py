@@ -102,6 +102,15 @@ def test_names_layer_and_batch_of_a_nan() -> None:
         calibrate_model(net(), [BATCHES[0], poisoned])
 
 
+def test_names_the_batch_that_the_model_does_not_run_on() -> None:
+    with pytest.raises(
+        CalibrationError, match=r"batch 1 .*float32\[2, 3\].*RuntimeError"
+    ) as caught:
+        calibrate_model(net(), [BATCHES[0], torch.zeros(2, 3)])
+
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
 def test_goes_on_after_an_interruption() -> None:
     def interrupted() -> Iterator[Tensor]:
         yield from BATCHES[:2]
