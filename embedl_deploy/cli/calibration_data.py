@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from embedl_deploy.cli.model_sources import Inputs, LoadedModel, import_object
 from embedl_deploy.errors import ModelSourceError
+from embedl_deploy.passes.calibration import run_batch
 
 
 def calibration_inputs(loaded: LoadedModel, data: str | None, samples: int) -> list[Inputs]:
@@ -43,7 +44,7 @@ def forward_loop(
 
     def run(model: nn.Module) -> None:
         for index, (args, kwargs) in enumerate(inputs):
-            model(*args, **kwargs)
+            run_batch(model, index, args, kwargs)
             if on_input is not None:
                 on_input(index + 1)
 

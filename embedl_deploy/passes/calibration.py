@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from typing import TypeAlias, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.fx import Graph
 
 from embedl_deploy.errors import CalibrationError
 from embedl_deploy.graph.nodes import value_of
@@ -141,43 +142,41 @@ def run_forward_loop(model: nn.Module, forward_loop: ForwardLoop) -> None:
             forward_loop(model)
             return
         for batch, inputs in enumerate(cast("Iterable[object]", forward_loop)):
-            try:
-                _forward(model, inputs)
-            except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-                raise _does_not_run(model, batch, inputs, error) from error
+            run_batch(model, batch, *_arguments(model, inputs))
 
 
-def _does_not_run(
-    model: nn.Module, batch: int, inputs: object, error: Exception
-) -> CalibrationError:
-    graph = getattr(model, "graph", None)
-    values = [value_of(node) for node in graph.nodes if node.op == "placeholder"] if graph else []
-    expected = f"; it was traced with {value_text(tuple(values))}" if values else ""
-    return CalibrationError(
-        f"the model does not run on batch {batch} of the calibration data, "
-        f"{_described(inputs)}{expected}. {type(error).__name__}: {error}"
-    )
+def run_batch(
+    model: nn.Module, batch: int, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> None:
+    """Calls ``model`` once.
+
+    Raises:
+        CalibrationError: It does not run on these inputs; the message names the batch.
+    """
+    try:
+        model(*args, **kwargs)
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        graph = getattr(model, "graph", None)
+        nodes = graph.nodes if isinstance(graph, Graph) else ()
+        values = tuple(value_of(node) for node in nodes if node.op == "placeholder")
+        expected = f"; it was traced with {value_text(values)}" if values else ""
+        given = value_text((*args, *kwargs.values()))
+        raise CalibrationError(
+            f"the model does not run on batch {batch} of the calibration data, {given}{expected}. "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
-def _described(inputs: object) -> str:
-    if isinstance(inputs, Mapping):
-        named = cast("Mapping[str, object]", inputs)
-        return ", ".join(f"{name}: {value_text(value)}" for name, value in named.items())
-    return value_text(inputs)
-
-
-def _forward(model: nn.Module, inputs: object) -> None:
-    """Runs the model on one item of a data set, leaving out what it does not take."""
+def _arguments(model: nn.Module, inputs: object) -> tuple[tuple[object, ...], Mapping[str, object]]:
+    """Returns one item of a data set as arguments, leaving out what the model does not take."""
     names = _input_names(model)
     if isinstance(inputs, Mapping):
         named = cast("Mapping[str, object]", inputs)
-        taken = {name: named[name] for name in named if names is None or name in names}
-        model(**taken)
-    elif isinstance(inputs, (list, tuple)):
+        return (), {name: named[name] for name in named if names is None or name in names}
+    if isinstance(inputs, (list, tuple)):
         items = tuple(cast("Iterable[object]", inputs))
-        model(*(items if names is None else items[: len(names)]))
-    else:
-        model(cast("Tensor", inputs))
+        return items if names is None else items[: len(names)], {}
+    return (inputs,), {}
 
 
 def _input_names(model: nn.Module) -> tuple[str, ...] | None:
