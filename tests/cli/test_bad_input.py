@@ -21,7 +21,7 @@ BAD = [
     (
         ("quantize", "{}:small", "--data", "{}:of_another_shape"),
         ExitCode.QUANTIZATION,
-        r"batch 0 .*float32\[1, 4, 8, 8\]; it was traced with .*float32\[1, 3, 8, 8\]",
+        r"batch 0 .*float32\[1, 4, 8, 8\]\); it was traced with .*float32\[1, 3, 8, 8\]",
     ),
     (("quantize", "{}:small", "--data", "here"), ExitCode.MODEL, "module:function"),
     (("compile", "{}:small", "-o", "."), ExitCode.FILE, "it is a folder"),
