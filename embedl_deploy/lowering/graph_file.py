@@ -45,7 +45,7 @@ _FUNCTIONS: Mapping[str, Callable[..., object]] = {
     },
     **{
         f"higher_order.{name}": cast("Operation", getattr(torch.ops.higher_order, name))
-        for name in ("cond", "while_loop")
+        for name in ("cond", "while_loop", "scan")
     },
 }  # fmt: skip
 """The Python functions that a traced graph calls."""

@@ -17,6 +17,7 @@ from embedl_deploy.passes.quantization import own_modules
 from embedl_deploy.quantization.quantize_dequantize import QuantizeDequantize
 from embedl_deploy.quantization.stub import QuantStub, stubs_of
 from embedl_deploy.quantization.weights import WeightFakeQuantize
+from embedl_deploy.rewriting.application import graphs_of
 
 
 def convert(model: GraphModule) -> GraphModule:
@@ -36,9 +37,13 @@ def convert(model: GraphModule) -> GraphModule:
     _require_calibrated(model)
     graph_module = own_modules(model)
     _spell_stubs(graph_module)
-    _flatten(graph_module)
-    graph_module.graph.lint()
-    _drop_unread(graph_module)
+    parts = tuple(dict.fromkeys(part for _, part in graphs_of(graph_module)))
+    for part in parts:
+        _flatten(part)
+        part.graph.lint()
+    _drop_unread(graph_module, parts)
+    for body in parts[1:]:
+        body.recompile()
     if isinstance(graph_module, TracedModule):
         graph_module.finish()
     else:
@@ -91,10 +96,15 @@ def _flatten(graph_module: GraphModule) -> None:
         flatten_call(node, function, attributes)
 
 
-def _drop_unread(graph_module: GraphModule) -> None:
-    """Unregisters the parameters, buffers and modules that no node of the graph reads."""
-    kept = {_place(graph_module, str(node.target)) for node in _attribute_reads(graph_module)}
-    called = {id(module_of(node)) for node in graph_module.graph.nodes}
+def _drop_unread(graph_module: GraphModule, parts: tuple[GraphModule, ...]) -> None:
+    """Unregisters the parameters, buffers and modules that no node reads.
+
+    Args:
+        graph_module: The graph.
+        parts: The graph itself and the bodies of its conditions and loops.
+    """
+    kept = {_place(part, str(node.target)) for part in parts for node in _attribute_reads(part)}
+    called = {id(module_of(node)) for part in parts for node in part.graph.nodes}
     inside = {
         id(part)
         for module in graph_module.modules()

@@ -49,14 +49,21 @@ class Lifted:
         return module
 
 
-def lift(program: Program) -> dict[str, Lifted]:
-    """Replaces the calls that the lifting table covers; returns the modules made, by name."""
-    return _Lifter(program).run()
+def lift(program: Program, *, in_body: bool = False) -> dict[str, Lifted]:
+    """Replaces the calls that the lifting table covers; returns the modules made, by name.
+
+    Args:
+        program: The program to change.
+        in_body: Whether it is the body of a condition or loop, whose calls know no module of the
+            model: what differs between train and eval mode stays a call there.
+    """
+    return _Lifter(program, in_body=in_body).run()
 
 
 class _Lifter:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, *, in_body: bool) -> None:
         self.program = program
+        self.in_body = in_body
         self.names_of = program.names_of()
         self.lifted: dict[str, Lifted] = {}
         self.keys: dict[str, tuple[object, ...]] = {}
@@ -111,10 +118,12 @@ class _Lifter:
             return None
         if lifting.first_of_several and any(_index(user) != 0 for user in node.users):
             return None
-        if lifting.training is not None and lifting.training != self._training(node):
-            # A dropout that is on in an eval-mode model would be switched off by eval().
-            return None
-        return lifting
+        # A dropout that is on in an eval-mode model would be switched off by eval().
+        return None if lifting.training is not None and self._is_foreign(node, lifting) else lifting
+
+    def _is_foreign(self, node: Node, lifting: Lifting) -> bool:
+        """Tells whether the mode of a call is not the mode of a module of the model."""
+        return self.in_body or lifting.training != self._training(node)
 
     def _training(self, node: Node) -> bool:
         origin = self.program.origin

@@ -5,6 +5,7 @@
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from embedl_deploy.graph.computed_weight import COMPUTATION
 from embedl_deploy.graph.traced_module import TracedModule, container_at
@@ -25,7 +26,7 @@ def build_module(program: Program, lifted: Mapping[str, Lifted], training: bool)
         if made is not None:
             module = made.build()
             _hide_sources(module, path, made)
-            _register(root, path, module)
+            register(root, path, module)
         for name in names:
             _put(container_at(root, path), name, program.state[f"{path}.{name}".lstrip(".")])
     _copy_training(program.origin, root)
@@ -34,11 +35,15 @@ def build_module(program: Program, lifted: Mapping[str, Lifted], training: bool)
         if made.tensors:
             _hide_keys(module, path, made, program)
         _hide_sources(module, path, made)
-        _register(root, path, module)
+        register(root, path, module)
     _move_computations_last(root, lifted)
     for name, value in program.attributes.items():
         path, _, last = name.rpartition(".")
         setattr(container_at(root, path), last, value)
+        if isinstance(value, GraphModule):
+            value.train(
+                training
+            )  # the body of a condition or loop: torch leaves it in training mode
     root.graph = program.graph
     root.shares_parameters = True
     return root.finish()
@@ -65,7 +70,8 @@ def _paths(program: Program, lifted: Mapping[str, Lifted]) -> dict[str, list[str
     return {**paths, **owned}
 
 
-def _register(root: nn.Module, path: str, module: nn.Module) -> None:
+def register(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Puts ``module`` at ``path``; what is registered below that path stays."""
     parent, _, last = path.rpartition(".")
     owner = container_at(root, parent)
     existing = owner._modules.get(last)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from embedl_deploy.graph.traced_module import TracedModule, own_tensors
+from embedl_deploy.tracing.bodies import lift_bodies
 from embedl_deploy.tracing.clean import (
     name_sizes,
     remove_asserts,
@@ -69,6 +70,7 @@ def _module_of(program: Program) -> TracedModule:
     saturate_fills(program.graph)
     fold_constants(program)
     remove_dead_code(program.graph)
+    lift_bodies(program)
     lifted = lift(program)
     remove_dead_code(program.graph)
     training = _is_training(program, lifted)

@@ -506,7 +506,7 @@ def test_bodies_of_conditions_are_rewritten_and_the_source_is_left() -> None:
 
     class ReplaceRelu(Pattern):
         phase = Phase.CONVERSION
-        tree = Chain(act=aten.relu.default)
+        tree = Chain(act=nn.ReLU)
 
         def replace(self, match: PatternMatch) -> Node:
             return match.call_function(aten.clamp_min.default, match.inputs[0], 0)
@@ -527,16 +527,16 @@ def test_the_body_of_a_condition_never_returns_its_own_input() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.cond(x.sum() > 0, torch.tanh, torch.sin, (x,))
 
-    class RemoveAtenTanh(Pattern):
+    class RemoveTanh(Pattern):
         phase = Phase.CONVERSION
-        tree = Chain(act=aten.tanh.default)
+        tree = Chain(act=nn.Tanh)
 
         def replace(self, match: PatternMatch) -> Node:
             return match.inputs[0]
 
     graph_module = trace(Branches().eval(), (ROW,))
 
-    record = apply_patterns(graph_module, [RemoveAtenTanh])
+    record = apply_patterns(graph_module, [RemoveTanh])
 
     assert not record.applied
     assert "may not return its input" in (record.refused[0].reason or "")

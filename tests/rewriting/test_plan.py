@@ -169,7 +169,7 @@ def test_bodies_of_conditions_are_planned_and_the_source_is_left() -> None:
 
     class ReplaceRelu(Pattern):
         phase = Phase.CONVERSION
-        tree = Chain(act=aten.relu.default)
+        tree = Chain(act=nn.ReLU)
 
         def replace(self, match: PatternMatch) -> Node:
             return match.call_function(aten.clamp_min.default, match.inputs[0], 0)
@@ -184,7 +184,7 @@ def test_bodies_of_conditions_are_planned_and_the_source_is_left() -> None:
     assert match.scope == "true_graph_0."
     body = graph_module.get_submodule("true_graph_0")
     assert isinstance(body, GraphModule)
-    assert "aten.relu.default" in graph_text(body)
+    assert "ReLU()[relu]" in graph_text(body)
     for x in (ROW.abs(), -ROW.abs()):
         assert torch.equal(result(x), model(x))
 
