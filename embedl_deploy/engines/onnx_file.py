@@ -1,8 +1,9 @@
 """A module as an ONNX file, quantization spelled as QuantizeLinear and DequantizeLinear."""
 
 import logging
+import tempfile
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,16 +13,18 @@ from typing import Protocol, cast
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from embedl_deploy.engines.call_form import CallForm
 from embedl_deploy.engines.engine import Sample
 from embedl_deploy.engines.integer_graph import quantized_products
+from embedl_deploy.engines.onnx_quantization import OPSET, quantization_table, store_short_codes
+from embedl_deploy.engines.onnx_spelling import spell_for_onnx
 from embedl_deploy.engines.program import exported_program, flat_graph, form_of
 from embedl_deploy.errors import BuildError, MissingDependencyError
-from embedl_deploy.files import write_aside
 
-_LARGEST = 2**31 - 2**20
-"""Bytes; protobuf admits 2 GiB in one file."""
+LARGEST_IN_ONE_FILE = 2**31 - 2**20
+"""Bytes of weights; protobuf admits 2 GiB in one file."""
 
 
 @dataclass(frozen=True)
@@ -35,48 +38,119 @@ class OnnxFile:
     quantized_products: int
     """How many products read quantized operands."""
 
+    names: tuple[str, ...]
+    """What the file calls its inputs, in the order of ``form``."""
 
-class _Model(Protocol):
-    def SerializeToString(self) -> bytes: ...  # noqa: N802  # protobuf's name
-
-
-class _Program(Protocol):
-    @property
-    def model_proto(self) -> _Model: ...
+    data: Path | None = None
+    """The file beside it that holds the weights, None where they are inside."""
 
 
 def write_onnx(
-    module: nn.Module, sample: Sample, path: Path, dynamic_shapes: object | None = None
+    module: nn.Module,
+    sample: Sample,
+    path: Path,
+    dynamic_shapes: object | None = None,
+    *,
+    rest_dtype: torch.dtype | None = None,
+    external_above: int | None = None,
 ) -> OnnxFile:
-    """Writes ``module`` as ONNX to ``path``, whole or not at all.
+    """Writes ``module`` as ONNX of opset 21 to ``path``, whole or not at all.
+
+    Codes have their own types there: int4 values stored as int8 become int4, float8 casts become
+    QuantizeLinear and DequantizeLinear. The file is checked with ``onnx.checker``.
 
     Args:
         module: What to write; it is neither run nor changed.
         sample: Example inputs.
         path: The file.
         dynamic_shapes: As in ``torch.export``; None: as recorded in ``module``, if it is a graph.
+        rest_dtype: What products that are not quantized run in; None: in the types they have.
+        external_above: With more bytes of weights than this they go into a second file, named like
+            the first with ``.data`` behind; None: they never do.
 
     Raises:
         MissingDependencyError: onnx and onnxscript are not installed.
         BuildError: The module has no form as ONNX, or is larger than one file may be.
+        OSError: The files cannot be written.
     """
     require_onnx()
     program = exported_program(module, sample, dynamic_shapes)
     graph = flat_graph(program)
+    form, products = form_of(graph, sample), len(quantized_products(graph))
+    if spell_for_onnx(graph, rest_dtype):
+        program = exported_program(graph, sample)
+    model = _translated(program)
+    weights = _weight_bytes(model)
+    external = external_above is not None and weights > external_above
+    if not external and weights > LARGEST_IN_ONE_FILE:
+        raise BuildError(f"the ONNX file has {weights} bytes, 2 GiB is the most in one file")
+    data = path.with_name(f"{path.name}.data") if external else None
+    _write(model, path, data)
+    names = tuple(str(value.name) for value in model.graph.inputs)
+    return OnnxFile(path, form, products, names, data)
+
+
+class _Array(Protocol):
+    nbytes: int
+
+
+class _Named(Protocol):
+    name: str | None
+    const_value: _Array | None
+
+
+class _Graph(Protocol):
+    initializers: Mapping[str, _Named]
+    inputs: list[_Named]
+
+
+class _Model(Protocol):
+    graph: _Graph
+
+
+def _translated(program: ExportedProgram) -> _Model:
     try:
         with _quiet():
-            exported = cast(
-                "_Program", torch.onnx.export(program, dynamo=True, verbose=False, optimize=True)
+            exported: object = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                optimize=True,
+                opset_version=OPSET,
+                custom_translation_table=quantization_table(),
             )
-        content = exported.model_proto.SerializeToString()
     except Exception as error:
         raise BuildError(
             f"the module has no form as ONNX: {type(error).__name__}: {str(error)[:300]}"
         ) from error
-    if len(content) > _LARGEST:
-        raise BuildError(f"the ONNX file has {len(content)} bytes, 2 GiB is the most in one file")
-    write_aside(path, content)
-    return OnnxFile(path, form_of(graph, sample), len(quantized_products(graph)))
+    model: object = getattr(exported, "model", None)
+    store_short_codes(model)
+    return cast("_Model", model)
+
+
+def _weight_bytes(model: _Model) -> int:
+    values = (value.const_value for value in model.graph.initializers.values())
+    return sum(value.nbytes for value in values if value is not None)
+
+
+def _write(model: _Model, path: Path, data: Path | None) -> None:
+    """Writes and checks the files in a folder beside ``path``, then renames them into place."""
+    import onnx
+    import onnx_ir
+
+    with tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder:
+        aside = Path(folder) / path.name
+        with _quiet():
+            onnx_ir.save(model, aside, external_data=None if data is None else data.name)  # pyright: ignore[reportArgumentType]  # a model of onnx_ir
+        try:
+            onnx.checker.check_model(str(aside))
+        except Exception as error:
+            raise BuildError(f"the ONNX file is not valid: {str(error)[:300]}") from error
+        if data is not None:
+            # An old model must never be seen beside new weights.
+            path.unlink(missing_ok=True)
+            (Path(folder) / data.name).replace(data)
+        aside.replace(path)
 
 
 def require_onnx() -> None:
