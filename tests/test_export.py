@@ -188,12 +188,12 @@ def test_the_rest_and_its_scales_are_stored_in_a_short_type(
 
 
 def test_a_scale_too_small_for_float16_stays_float32(tmp_path: Path) -> None:
-    small = X.half() * 1e-3
-    model = Narrow((-128, 127), torch.int8, scale=1e-5).eval()
+    small = X.half() * 4e-6  # 1e-7 is 1.2e-7 in float16
+    model = Narrow((-128, 127), torch.int8, scale=1e-7).eval()
 
     path = export_onnx(model, (small,), tmp_path / "model.onnx")
 
-    assert torch.allclose(run(path, x=small), model(small), atol=2e-5)
+    assert torch.allclose(run(path, x=small), model(small), rtol=0, atol=1.1e-7)
 
 
 def test_large_weights_lie_beside_the_file(tmp_path: Path) -> None:
