@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Node
 from torch.fx.node import Argument, map_arg
 
@@ -83,12 +83,22 @@ def functional_target(node: Node) -> OpOverload:
     target = cast("OpOverload", node.target)
     name = target._schema.name.split("::")[1]
     packet: object = getattr(_aten, name.removesuffix("_"), None)
-    overload: object = getattr(packet, target._overloadname, None) if name.endswith("_") else None
-    if isinstance(overload, OpOverload):
-        found = cast("OpOverload", overload)
-        if not found._schema.is_mutable:
-            return found
+    if name.endswith("_") and isinstance(packet, OpOverloadPacket):
+        # floor_divide_.Tensor has its like under another name: floor_divide.default.
+        known = cast("OpOverloadPacket", packet)
+        for overload in (target._overloadname, *known.overloads()):
+            found: object = getattr(cast("object", packet), overload, None)
+            if isinstance(found, OpOverload) and _reads_the_same(cast("OpOverload", found), target):
+                return cast("OpOverload", found)
     raise _no_functional_form(node)
+
+
+def _reads_the_same(functional: OpOverload, writing: OpOverload) -> bool:
+    first, second = functional._schema, writing._schema
+    if first.is_mutable or len(first.arguments) != len(second.arguments):
+        return False
+    pairs = zip(first.arguments, second.arguments, strict=True)
+    return all(str(a.type) == str(b.type) and a.name == b.name for a, b in pairs)
 
 
 def _no_functional_form(node: Node) -> TracingError:

@@ -44,6 +44,13 @@ def by_other_dtypes(y: Tensor) -> None:
     y += torch.full((8,), 0.1, dtype=torch.float64)
 
 
+def by_overloads_of_other_names(y: Tensor) -> None:
+    y.pow_(2)
+    y[0].pow_(torch.tensor(3.0))
+    y //= torch.tensor(0.3)
+    y.ldexp_(torch.tensor(2))
+
+
 WRITES = {
     write.__name__: write
     for write in (
@@ -53,6 +60,7 @@ WRITES = {
         through_permutes,
         by_masks,
         by_other_dtypes,
+        by_overloads_of_other_names,
     )
 }
 
