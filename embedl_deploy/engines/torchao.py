@@ -1,10 +1,10 @@
 """TorchAO: weights of linear layers in few bits, compiled by Inductor in this process."""
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import ClassVar, Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -13,16 +13,23 @@ from torch.fx import Node
 from embedl_deploy.engines.config import EngineConfig
 from embedl_deploy.engines.engine import Engine, Sample
 from embedl_deploy.engines.inductor import Mode
-from embedl_deploy.engines.inductor_build import first_line, require_compiler
+from embedl_deploy.engines.inductor_build import require_compiler
 from embedl_deploy.engines.inductor_programs import CompiledProgram, JustInTime
 from embedl_deploy.engines.integer_graph import is_quantization, operation
 from embedl_deploy.engines.linear_layers import with_linear_layers
+from embedl_deploy.engines.torchao_weights import (
+    Filter,
+    first_weight,
+    put_saved_weights,
+    quantize_layers,
+    saved_weights,
+    unfit_weight,
+)
 from embedl_deploy.errors import BuildError
 from embedl_deploy.graph.nodes import value_of
 from embedl_deploy.rewriting.refusal import Refusal
 
 Preset = Literal["int8wo", "int8dq", "int4wo", "fp8wo", "fp8dq", "mxfp8dq", "nvfp4dq"]
-Filter = Callable[[nn.Module, str], bool]
 
 _PRESETS = {
     "int8wo": ("torchao.quantization", "Int8WeightOnlyConfig"),
@@ -56,7 +63,10 @@ class TorchAOEngineConfig(EngineConfig):
     """Any torchao configuration."""
 
     filter_fn: Filter | None = None
-    """Which modules, by (module, path); None: every linear layer. Saved only by its name."""
+    """Which linear layers, by (layer, path in the model); None: all.
+
+    Saved as ``package.module:function``, so that a checkpoint needs one that is importable.
+    """
 
     fullgraph: bool = False
     dynamic: bool | None = None
@@ -114,7 +124,10 @@ class TorchAOEngine(Engine):
     config_class = TorchAOEngineConfig
     config: TorchAOEngineConfig
 
-    _module: nn.Module | None = None
+    STATE_WEIGHTS: ClassVar[str] = "weights"
+    """Key of a saved state: the quantized weights, as plain tensors and texts that name them."""
+
+    _quantized: nn.Module | None = None
     _program: CompiledProgram | None = None
 
     @property
@@ -127,8 +140,16 @@ class TorchAOEngine(Engine):
         value = value_of(node)
         if operation(node) != "linear" or not isinstance(value, torch.Tensor):
             return None
-        reason = self._unfit(value.device)
+        reason = self._unfit(value.device) or self._unfit_weight(node)
         return None if reason is None else Refusal(reason, node)
+
+    def _unfit_weight(self, node: Node) -> str | None:
+        read = node.args[1]
+        weight = value_of(read) if isinstance(read, Node) else None
+        if not isinstance(read, Node) or not isinstance(weight, torch.Tensor):
+            return None
+        path = str(read.target).removesuffix(".weight")
+        return unfit_weight(path, weight, self.config.quantization_config)
 
     def _build(
         self,
@@ -140,32 +161,18 @@ class TorchAOEngine(Engine):
     ) -> None:
         del graph_spec, cache_dir
         require_compiler()
+        layers = with_linear_layers(module)
         reason = self._unfit(device)
         if reason is not None:
-            raise BuildError(reason)
-        self._module = module
+            raise BuildError(f"{reason}; the first weight is {first_weight(layers)}")
+        quantize_layers(layers, self.config.quantization_config, self.config.filter_fn)
+        self._quantized = layers.module
         started = self._start(device)
         if data:
             started.compile_for(data[0])
 
     def _start(self, device: torch.device) -> CompiledProgram:
-        from torchao.quantization import quantize_
-
-        assert self._module is not None, "a built or loaded engine has a module"
-        quantized = with_linear_layers(self._module)
-        modules = cast("Iterable[tuple[str, nn.Module]]", quantized.named_modules())
-        layers = {name: part for name, part in modules if isinstance(part, nn.Linear)}
-        if not layers:
-            raise BuildError("torchao quantizes linear layers, and the module has none")
-        chosen = {} if self.config.filter_fn is None else {"filter_fn": self.config.filter_fn}
-        apply = cast("Callable[..., None]", quantize_)
-        try:
-            apply(quantized, self.config.quantization_config, **chosen)
-        except Exception as error:
-            shapes = [f"{name}.weight {list(part.weight.shape)}" for name, part in layers.items()]
-            raise BuildError(
-                f"torchao refuses one of {', '.join(shapes[:5])}: {first_line(error)}"
-            ) from error
+        assert self._quantized is not None, "a built or loaded engine has a quantized module"
         settings = JustInTime(
             fullgraph=self.config.fullgraph,
             dynamic=self.config.dynamic,
@@ -173,7 +180,7 @@ class TorchAOEngine(Engine):
             options=self.config.options,
             autocast_dtype=None,
         )
-        started = CompiledProgram(quantized, device, settings)
+        started = CompiledProgram(self._quantized, device, settings)
         self._program = started
         return started
 
@@ -198,22 +205,32 @@ class TorchAOEngine(Engine):
         return self._program(*args, **kwargs)
 
     def _activate(self) -> None:
-        self._start(self._device or torch.device("cpu"))
+        device = self._device or torch.device("cpu")
+        if self._quantized is not None and any(
+            parameter.device.type != device.type for parameter in self._quantized.parameters()
+        ):
+            self._quantized = self._quantized.to(device)
+        self._start(device)
 
     def _deactivate(self) -> None:
         self._program = None
 
     def _saved(self) -> dict[str, object]:
-        return {}
+        assert self._quantized is not None, "a built engine has a quantized module"
+        return {self.STATE_WEIGHTS: saved_weights(self._quantized)}
 
     def _load(self, module: nn.Module | None, state: Mapping[str, object]) -> None:
-        del state
         if module is None:
             raise ValueError("TorchAOEngine compiles the module: give it to from_dict()")
-        self._module = module
+        saved = state.get(self.STATE_WEIGHTS)
+        if not isinstance(saved, Mapping):
+            raise ValueError("the state of TorchAOEngine lacks its quantized weights")
+        layers = with_linear_layers(module)
+        put_saved_weights(layers.module, cast("Mapping[str, object]", saved))
+        self._quantized = layers.module
 
     def _discard(self) -> None:
-        self._module = self._program = None
+        self._quantized = self._program = None
 
 
 def _preset(name: str) -> object:

@@ -1,11 +1,19 @@
-from collections.abc import Generator
+import json
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torchao.quantization import Int4WeightOnlyConfig
 
+from embedl_deploy import load_lowered, lower
 from embedl_deploy.engines import TorchAOEngine, TorchAOEngineConfig
+from embedl_deploy.engines.linear_layers import with_linear_layers
+from embedl_deploy.engines.torchao import Preset
+from embedl_deploy.engines.torchao_weights import quantize_layers
 from embedl_deploy.errors import BuildError
 
 X = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
@@ -69,10 +77,96 @@ def test_a_filter_is_saved_by_its_name_only() -> None:
 def test_says_what_hardware_it_lacks() -> None:
     engine = TorchAOEngine(TorchAOEngineConfig(quantization="fp8dq"))
 
-    with pytest.raises(BuildError, match=r"needs a CUDA device .* 8\.9, got cpu"):
+    with pytest.raises(BuildError, match=r"8\.9, got cpu; the first weight is 0.weight \[64, 64\]"):
         engine.build(two_layers(), None, [(X,)])
 
 
 def test_a_module_without_linear_layers_is_refused() -> None:
     with pytest.raises(BuildError, match="the module has none"):
         TorchAOEngine().build(nn.ReLU(), None, [(X,)])
+
+
+def outcome(engine: TorchAOEngine, x: Tensor = X) -> Tensor:
+    output = engine.infer(x)
+    assert isinstance(output, Tensor)
+    return output
+
+
+def as_saved(value: object) -> object:
+    """Returns a state as a checkpoint gives it back: JSON beside tensors, no other object."""
+    if isinstance(value, Mapping):
+        pairs = cast("Mapping[str, object]", value)
+        return {key: as_saved(inner) for key, inner in pairs.items()}
+    if isinstance(value, Tensor):
+        assert type(value) is Tensor
+        return value.clone()
+    return json.loads(json.dumps(value))
+
+
+@pytest.mark.parametrize("preset", ["int8wo", "int8dq", "fp8wo"])
+def test_a_checkpoint_holds_the_quantized_weights(preset: Preset) -> None:
+    built = TorchAOEngine(TorchAOEngineConfig(quantization=preset)).build(
+        two_layers(), None, [(X,)]
+    )
+    saved = as_saved(built.to_dict())
+    emptied = two_layers()
+    for name in ("0.weight", "2.weight"):
+        emptied.get_parameter(name).zero_()
+
+    loaded = TorchAOEngine.from_dict(emptied, cast("dict[str, object]", saved))
+    loaded.deploy(None)
+
+    assert torch.equal(outcome(loaded), outcome(built))
+    assert not emptied.get_parameter("0.weight").any()
+
+
+def test_a_checkpoint_fits_only_the_module_it_was_made_from() -> None:
+    state = TorchAOEngine().build(two_layers(), None, [(X,)]).to_dict()
+
+    with pytest.raises(ValueError, match=r"no linear layer '2' with a weight \[32, 64\]"):
+        TorchAOEngine.from_dict(nn.Sequential(nn.Linear(64, 64)).eval(), state)
+    with pytest.raises(ValueError, match="lacks its quantized weights"):
+        TorchAOEngine.from_dict(two_layers(), {**state, TorchAOEngine.STATE_WEIGHTS: None})
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_filter_sees_the_models_own_paths_and_survives_a_checkpoint(flat: bool) -> None:
+    module = two_layers()
+    given = torch.export.export(module, (X,)).module(check_guards=False) if flat else module
+    engine = TorchAOEngine(TorchAOEngineConfig(filter_fn=only_wide))
+
+    engine.build(given, None, [(X,)])
+    state = engine.to_dict()
+    read = TorchAOEngineConfig.from_dict(cast("dict[str, object]", state["config"]))
+
+    tensors = cast("dict[str, dict[str, Tensor]]", state[TorchAOEngine.STATE_WEIGHTS])["tensors"]
+    assert sorted({tuple(t.shape) for t in tensors.values() if t.dim() == 2}) == [(64, 1), (64, 64)]
+    assert read.filter_fn is only_wide
+    assert read.to_dict()["filter_fn"] == f"{only_wide.__module__}:only_wide"
+
+
+def test_a_filter_that_chooses_nothing_is_named() -> None:
+    config = TorchAOEngineConfig(filter_fn=lambda _module, path: path == "encoder")
+
+    with pytest.raises(BuildError, match=r"chooses none of the 2 linear layers \(0, 2"):
+        TorchAOEngine(config).build(two_layers(), None, [(X,)])
+
+
+def test_a_layer_that_torchao_would_skip_or_refuse_is_named_with_its_shape() -> None:
+    skipped = TorchAOEngineConfig(quantization_config=Int4WeightOnlyConfig(group_size=128))
+    layers = with_linear_layers(two_layers())
+    with pytest.raises(BuildError, match=r"groups of 128, which do not divide 0.weight \[64, 64\]"):
+        quantize_layers(layers, skipped.quantization_config, None)
+    with pytest.raises(BuildError, match=r"cannot quantize 0.weight \[64, 64\] with object: \w"):
+        quantize_layers(layers, object(), None)
+
+
+def test_a_lowered_model_is_saved_with_its_quantized_weights(tmp_path: Path) -> None:
+    module = two_layers()
+    lowered = lower(module, (X,), engines=[TorchAOEngineConfig(quantization="int8dq")])
+
+    lowered.save(tmp_path / "model.zip")
+    loaded = load_lowered(tmp_path / "model.zip")
+
+    assert torch.equal(loaded(X), lowered(X))
+    assert not torch.equal(lowered(X), module(X))
