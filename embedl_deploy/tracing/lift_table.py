@@ -1,4 +1,4 @@
-"""The one table from single ATen operations to the modules they compute."""
+"""The one table from ATen operations, a norm's last one included, to the modules they compute."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,6 +9,7 @@ from torch._ops import OpOverload
 from embedl_deploy.tracing import lift_layers as layers
 from embedl_deploy.tracing import lift_pools as pools
 from embedl_deploy.tracing.lift_call import Call, Lifting
+from embedl_deploy.tracing.lift_norms import rms_norm_by_hand
 
 Row = Callable[[Call], Lifting]
 
@@ -46,6 +47,7 @@ LIFT_TABLE: Mapping[OpOverload, Row] = {
     _aten.layer_norm.default: layers.layer_norm,
     _aten.native_layer_norm.default: layers.native_layer_norm,
     _aten.rms_norm.default: layers.rms_norm,
+    _aten.mul.Tensor: rms_norm_by_hand,
     _aten.group_norm.default: layers.group_norm,
     _aten.instance_norm.default: layers.instance_norm,
     _aten.prelu.default: layers.prelu,

@@ -226,3 +226,77 @@ def test_free_names_avoid_the_names_of_the_model() -> None:
     graph = traced_alike(FunctionalNames(), ROWS)
 
     assert called(graph) == ["relu", "relu_1", "relu_2"]
+
+
+class HandWrittenNorm(nn.Module):
+    """RMSNorm as Llama and T5 spell it, in the order that ``spelling`` names."""
+
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(8) + 0.5)
+        self.spelling = spelling
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.spelling == "llama":
+            wide = x.to(torch.float32)
+            wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+            return self.weight * wide.to(x.dtype)
+        if self.spelling == "t5":
+            variance = x.to(torch.float32).pow(2).mean(-1, keepdim=True)
+            return self.weight * (x * torch.rsqrt(variance + 1e-6))
+        if self.spelling == "gemma":
+            normed = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+            return (normed * (1.0 + self.weight.float())).type_as(x)
+        if self.spelling == "root":
+            return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * self.weight
+        if self.spelling == "other input":
+            return self.weight * (x * torch.rsqrt((x + 1).pow(2).mean(-1, keepdim=True) + 1e-6))
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-6))
+
+
+@pytest.mark.parametrize("spelling", ["llama", "t5", "root"])
+def test_a_norm_written_by_hand_becomes_the_module(spelling: str) -> None:
+    model = nn.Sequential(HandWrittenNorm(spelling), nn.Linear(8, 4)).eval()
+
+    graph = traced_alike(model, ROWS)
+
+    assert called(graph) == ["0", "1"]
+    assert isinstance(graph.get_submodule("0"), nn.RMSNorm)
+
+
+@pytest.mark.parametrize("spelling", ["llama", "t5"])
+def test_a_norm_in_the_order_of_the_module_keeps_every_bit(spelling: str) -> None:
+    model = HandWrittenNorm(spelling).eval()
+
+    assert torch.equal(trace(model, (ROWS,))(ROWS), model(ROWS))
+
+
+def test_one_norm_called_twice_stays_one_norm() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.layer = HandWrittenNorm("llama"), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.layer(self.norm(x)))
+
+    graph = traced_alike(Twice(), ROWS)
+
+    assert called(graph) == ["norm", "layer", "norm"]
+
+
+@pytest.mark.parametrize("spelling", ["other input", "over rows", "gemma"])
+def test_what_only_looks_like_a_norm_stays(spelling: str) -> None:
+    graph = traced_alike(HandWrittenNorm(spelling), ROWS)
+
+    assert called(graph) == []
+
+
+def test_a_norm_that_rounds_in_between_stays() -> None:
+    rows = ROWS.bfloat16()
+    model = HandWrittenNorm("llama").bfloat16()
+
+    graph = trace(model, (rows,))
+
+    assert called(graph) == []
+    assert torch.equal(graph(rows), model(rows))
