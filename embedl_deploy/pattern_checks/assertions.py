@@ -15,7 +15,6 @@ from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.model_check import ModelCheck
 from embedl_deploy.rewriting.near_misses import whole_matches
 from embedl_deploy.rewriting.pattern import Pattern
-from embedl_deploy.rewriting.phase import Phase
 from embedl_deploy.rewriting.records import PassRecord, site_record
 from embedl_deploy.rewriting.verify import ROLLED_BACK, Verifier
 
@@ -48,7 +47,7 @@ def assert_right(rule: Pattern, graph_module: TracedModule, but: str = "") -> Pa
         PatternFailureError: It broke one.
     """
     where = f" with {but}" if but else ""
-    if rule.phase is Phase.QUANTIZATION:
+    if rule.phase.names_places_only:
         return _matches_only(rule, graph_module)
     result = structural_copy(graph_module, deferred=True)
     check = ModelCheck(graph_module)
@@ -97,7 +96,7 @@ def _same(first: GraphModule, second: GraphModule) -> bool:
 
 
 def _matches_only(rule: Pattern, graph_module: GraphModule) -> PassRecord:
-    """Returns where a rule of the quantization stage fits; the stage itself places quantizers."""
+    """Returns where a rule fits whose stage does the work itself."""
     calls = [node for node in graph_module.graph.nodes if node.op.startswith("call_")]
     found = list(whole_matches(rule, graph_module, calls))
     sites = [(match, site_record(match, refusal=match.refusal)) for match in found]

@@ -1,17 +1,15 @@
 """Checks a pattern on generated graphs and on near misses of them."""
 
 import copy
-import logging
 import warnings
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from random import Random
 
 from torch import nn
-from torch.fx import GraphModule, Node
 
 from embedl_deploy.errors import MissingDependencyError
 from embedl_deploy.graph.traced_module import TracedModule
@@ -21,14 +19,14 @@ from embedl_deploy.pattern_checks.assertions import (
     assert_right,
     first_match,
 )
+from embedl_deploy.pattern_checks.explained import ExplainedMutation, explained_mutation
 from embedl_deploy.pattern_checks.growing import CannotGrowError, grow
 from embedl_deploy.pattern_checks.mutations import MUTATIONS, Mutation
 from embedl_deploy.pattern_checks.random_values import randomize
 from embedl_deploy.rewriting.model_check import ModelCheck
-from embedl_deploy.rewriting.near_misses import near_misses, refused_site, whole_matches
 from embedl_deploy.rewriting.pattern import Pattern, instances
-from embedl_deploy.rewriting.phase import Phase
 from embedl_deploy.tracing import trace
+from embedl_deploy.tracing.quiet import quiet_torch
 
 Example = tuple[nn.Module, tuple[object, ...]]
 """A model in which the pattern fits, and its inputs."""
@@ -56,13 +54,18 @@ class PatternCheck:
     applied: Counter[str] = field(default_factory=Counter[str])
     """Near misses, by kind, to which the pattern was rightly applied all the same."""
 
-    unexplained: list[str] = field(default_factory=list[str])
-    """Near misses whose explanation names none of the nodes that were changed."""
+    explanations: list[ExplainedMutation] = field(default_factory=list[ExplainedMutation])
+    """What ``explain`` says first about each declined near miss."""
+
+    @property
+    def unexplained(self) -> list[str]:
+        """The declined near misses whose explanation does not name the node and the property."""
+        return [str(item) for item in self.explanations if not item.is_explained]
 
     @property
     def explained_share(self) -> float:
         """Share of the declined near misses whose explanation names what was changed."""
-        declined = self.mutations.total() - self.applied.total()
+        declined = len(self.explanations)
         return 1.0 if declined == 0 else 1.0 - len(self.unexplained) / declined
 
     def __str__(self) -> str:
@@ -106,12 +109,13 @@ def check_pattern(
     (rule,) = instances([pattern])
     result = PatternCheck(rule.name)
     rivals = tuple(rival for rival in instances(others) if rival.phase is rule.phase)
-    for model, args in examples:
-        graph_module = trace(randomize(copy.deepcopy(model)), args)
-        assert isinstance(graph_module, TracedModule), "what tracing returns"
-        _check_one(rule, rivals, graph_module, Random(0), result)
-    if rule.tree is not None and type(rule).match is Pattern.match:
-        _check_generated(rule, rivals, max_examples, result)
+    with _quiet():
+        for model, args in examples:
+            graph_module = trace(randomize(copy.deepcopy(model)), args)
+            assert isinstance(graph_module, TracedModule), "what tracing returns"
+            _check_one(rule, rivals, graph_module, Random(0), result)
+        if rule.tree is not None and type(rule).match is Pattern.match:
+            _check_generated(rule, rivals, max_examples, result)
     if result.positives == 0:
         reasons = "; ".join(result.refused) or "no made-up graph meets its conditions"
         raise AssertionError(
@@ -148,22 +152,15 @@ def _check_generated(
             randomize(graph_module)
             _check_one(rule, rivals, graph_module, Random(seed), result)
 
-    with _quiet():
-        run()
+    run()
 
 
 @contextmanager
 def _quiet() -> Generator[None]:
     """Keeps torch from telling about each made-up graph that it does not take."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
+    with quiet_torch(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _fitting_graph(rule: Pattern, seed: int) -> TracedModule | None:
@@ -199,7 +196,7 @@ def _check_one(
         result.refused.update(site.reason or "" for site in record.refused)
         return
     result.positives += 1
-    if rule.phase is not Phase.QUANTIZATION and random.random() < _SHARE_COMMUTED:
+    if not rule.phase.names_places_only and random.random() < _SHARE_COMMUTED:
         assert_commutes(rule, rivals, base)
     for mutation in MUTATIONS:
         _check_mutation(rule, copy.deepcopy(base), names, mutation, random, result)
@@ -223,29 +220,8 @@ def _check_mutation(
     if not changed:
         return
     result.mutations[mutation.name] += 1
-    blamed = set(_blamed(rule, graph_module, changed))
     if assert_right(rule, graph_module, but=mutation.name).applied:
         result.applied[mutation.name] += 1
-    elif not blamed & {*changed}:
-        result.unexplained.append(f"{mutation.name} of {', '.join(changed)}: {sorted(blamed)}")
-
-
-def _blamed(rule: Pattern, graph_module: GraphModule, changed: Sequence[str]) -> Iterator[str]:
-    """Yields the nodes that the first explanation names; nothing where the rule applies."""
-    nodes: list[Node] = list(graph_module.graph.nodes)
-    calls = [node for node in nodes if node.op.startswith("call_")]
-    whole = list(whole_matches(rule, graph_module, calls))
-    if any(match.refusal is None for match in whole):
-        return
-    refused = [refused_site(rule, match) for match in whole]
-    misses = refused or list(near_misses(rule, graph_module))
-    if not misses:
-        # Nothing comes near: what the user would then ask is why not here.
-        around = next(node for node in nodes if node.name in changed)
-        misses = list(near_misses(rule, graph_module, around))
-    if not misses:
-        return
-    for difference in misses[0].differences:
-        yield difference.node
-        # A literal or a link is named at the node that reads it or stands before it.
-        yield from (name for name in changed if f"%{name}" in difference.found)
+    else:
+        explained = explained_mutation(rule, graph_module, mutation, changed)
+        result.explanations.append(explained)

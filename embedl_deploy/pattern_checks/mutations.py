@@ -13,6 +13,7 @@ from embedl_deploy.graph.nodes import dtype_of, module_of, shape_of, value_of
 from embedl_deploy.graph.traced_module import TracedModule
 from embedl_deploy.graph.values import infer_value
 from embedl_deploy.pattern_checks.sketch import cast_inputs, infer_again, make_batch_dynamic
+from embedl_deploy.rewriting.difference import Aspect
 
 Mutated = tuple[str, ...]
 """Names of the nodes that were changed; () where the mutation does not apply."""
@@ -29,6 +30,12 @@ class Mutation:
 
     mutate: Mutate
     """Changes a graph in place; gets the nodes that the match consumes."""
+
+    aspects: frozenset[Aspect]
+    """What an explanation of it may say differs."""
+
+    words: str
+    """Matches what a reason speaks of that ``check`` gives for it."""
 
 
 def _extra_reader(graph_module: TracedModule, nodes: list[Node], random: Random) -> Mutated:
@@ -136,6 +143,50 @@ def _other_module(graph_module: TracedModule, nodes: list[Node], random: Random)
     return (node.name,)
 
 
+def _other_function(graph_module: TracedModule, nodes: list[Node], random: Random) -> Mutated:
+    """Puts an op there that no pattern names, on the same tensors."""
+    calls = [node for node in nodes if node.op == "call_function" and _keeps_shape(node)]
+    calls = [node for node in calls if len(node.all_input_nodes) in _STRANGERS]
+    if not calls:
+        return ()
+    node = random.choice(calls)
+    reads = node.all_input_nodes
+    node.target, node.args, node.kwargs = _STRANGERS[len(reads)], tuple(reads), {}
+    infer_again(graph_module)
+    return (node.name,)
+
+
+def _extra_node(graph_module: TracedModule, nodes: list[Node], random: Random) -> Mutated:
+    """Puts an op between two nodes of the match; both stand next to the change."""
+    links = [(node, reader) for node in nodes for reader in node.users if reader in nodes]
+    links = [(node, reader) for node, reader in links if isinstance(value_of(node), Tensor)]
+    if not links:
+        return ()
+    node, reader = random.choice(links)
+    with graph_module.graph.inserting_before(reader):
+        extra = graph_module.graph.call_function(_STRANGERS[1], (node,))
+    reader.replace_input_with(node, extra)
+    infer_again(graph_module)
+    return (extra.name, node.name, reader.name)
+
+
+def _missing_node(graph_module: TracedModule, nodes: list[Node], random: Random) -> Mutated:
+    """Takes a node out of the match; what stood around it stands next to the change."""
+    calls = [node for node in nodes[:-1] if _keeps_shape(node) and len(node.all_input_nodes) == 1]
+    if not calls:
+        return ()
+    node = random.choice(calls)
+    before, readers = node.all_input_nodes[0], tuple(node.users)
+    node.replace_all_uses_with(before)
+    graph_module.graph.erase_node(node)
+    infer_again(graph_module)
+    return (before.name, *(reader.name for reader in readers))
+
+
+_STRANGERS = {1: torch.ops.aten.sin.default, 2: torch.ops.aten.hypot.default}
+"""Ops that no pattern names, by how many tensors they read."""
+
+
 class _Stranger(nn.Module):
     """Keeps the shape of its input and nothing else."""
 
@@ -144,6 +195,8 @@ class _Stranger(nn.Module):
 
 
 def _keeps_shape(node: Node) -> bool:
+    if not node.all_input_nodes:
+        return False
     before = node.all_input_nodes[0]
     same_shape = shape_of(before) is not None and shape_of(before) == shape_of(node)
     return same_shape and dtype_of(before) == dtype_of(node)
@@ -155,15 +208,22 @@ def _outputs(output: Node) -> tuple[Argument, ...]:
     return tuple(returned)
 
 
+_OPERAND: frozenset[Aspect] = frozenset({"target", "value", "argument", "link", "same value"})
+
 MUTATIONS = (
-    Mutation("extra reader", _extra_reader),
-    Mutation("swapped operands", _swapped_operands),
-    Mutation("changed literal", _changed_literal),
-    Mutation("other dtype", _other_dtype),
-    Mutation("aliased inputs", _aliased_inputs),
-    Mutation("dynamic batch", _dynamic_batch),
-    Mutation("training mode", _training_mode),
-    Mutation("shared module", _shared_module),
-    Mutation("other module", _other_module),
+    Mutation("extra reader", _extra_reader, frozenset({"readers"}), r"\bread|\bused\b"),
+    Mutation("swapped operands", _swapped_operands, _OPERAND, "operand|order|shape|broadcast"),
+    Mutation("changed literal", _changed_literal, frozenset({"literal"}), r"-?\d"),
+    Mutation("other dtype", _other_dtype, frozenset({"dtype"}), "dtype|float|bf16|half"),
+    Mutation("aliased inputs", _aliased_inputs, frozenset({"same value"}), "same|itself|once"),
+    Mutation("dynamic batch", _dynamic_batch, frozenset({"shape"}), "dynamic|static|s[0-9]"),
+    Mutation("training mode", _training_mode, frozenset({"training"}), "train|eval"),
+    Mutation("shared module", _shared_module, frozenset({"readers"}), "shared|another|twice|read"),
+    Mutation("other module", _other_module, frozenset({"target", "value"}), "_Stranger"),
+    Mutation(
+        "other function", _other_function, frozenset({"target", "value"}), r"aten\.(sin|hypot)"
+    ),
+    Mutation("extra node", _extra_node, frozenset({"extra", "target", "value"}), r"aten\.sin"),
+    Mutation("missing node", _missing_node, _OPERAND, "expected"),
 )
 """Every near miss that ``check_pattern`` makes."""

@@ -84,7 +84,8 @@ class NearMiss:
 
     def __str__(self) -> str:
         fits = ", ".join(f"%{name}" for name in self.matched) or "nothing"
-        lines = [f"{self.pattern} at %{self.site}: {fits} fits"]
+        verb = "fit" if len(self.matched) > 1 else "fits"
+        lines = [f"{self.pattern} at %{self.site}: {fits} {verb}"]
         for difference in self.differences:
             lines += [f"  {line}" for line in str(difference).splitlines()]
         return "\n".join(lines)

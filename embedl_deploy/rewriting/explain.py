@@ -13,7 +13,6 @@ from embedl_deploy.rewriting.difference import Difference, NearMiss
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.near_misses import near_misses, refused_site, whole_matches
 from embedl_deploy.rewriting.pattern import Pattern, instances
-from embedl_deploy.rewriting.phase import Phase
 from embedl_deploy.rewriting.records import (
     PassRecord,
     SiteRecord,
@@ -125,7 +124,7 @@ def _staged(
         if stage.name == rule.phase.value:
             break
         apply_patterns(scratch, stage.patterns, stage.name, until_fixpoint=stage.until_fixpoint)
-    if rule.phase is Phase.QUANTIZATION:
+    if rule.phase.names_places_only:
         return scratch, None
     here = next(stage for stage in stages if stage.name == rule.phase.value)
     met = structural_copy(scratch, deferred=True)

@@ -21,11 +21,14 @@ class Place:
 
     reader: Node
     argument: str = ""
+    """What messages call it: a name in quotes, or ``input 0``."""
 
     def of(self, position: int) -> "Place":
         """Returns the place of an argument of ``reader``."""
         names = list(bound_arguments(self.reader))
-        return Place(self.reader, names[position] if position < len(names) else str(position))
+        is_named = position < len(names) and not names[position].isdigit()
+        argument = repr(names[position]) if is_named else f"input {position}"
+        return Place(self.reader, argument)
 
 
 def objections(tree: Op, node: Node) -> Iterator[Difference]:
@@ -68,18 +71,19 @@ def scaled(node: Node) -> Difference:
     return differ("literal", node, "a scale of 1", found, cure)
 
 
-def wrong_target(node: Node, expected: str) -> Difference:
+def wrong_target(node: Node, expected: str, place: Place) -> Difference:
     """Returns the difference of a node that runs something else."""
+    where = f" as {place.argument} of %{place.reader.name}" if place.argument else ""
     if node.op in ("placeholder", "get_attr"):
         cure = f"compute it with {expected}, or end the tree here with Input()"
-        return differ("value", node, expected, short_label(node), cure)
+        return differ("value", node, f"{expected}{where}", short_label(node), cure)
     cure = f"use {expected} there, or admit it in the tree: a tuple (…, …) lists alternatives"
-    return differ("target", node, expected, short_label(node), cure)
+    return differ("target", node, f"{expected}{where}", short_label(node), cure)
 
 
 def not_computed(place: Place, expected: str, value: Argument) -> Difference:
     """Returns the difference of a literal where a computed value must stand."""
-    argument = f" as {place.argument!r}" if place.argument else ""
+    argument = f" as {place.argument}" if place.argument else ""
     cure = "give the tree a literal in this place, or compute the value in the model"
     return differ("value", place.reader, f"{expected}{argument}", describe_value(value), cure)
 
@@ -92,6 +96,13 @@ def missing_link(tree: Chain, last: int, node: Node) -> Difference:
     return differ("link", node, f"{link} after it", found, "add it, or wrap the link in Maybe(…)")
 
 
+def missing_operand(tree: Op, node: Node, place: Place) -> Difference:
+    """Returns the difference of a node that is read where a call on it must stand."""
+    argument = f" as {place.argument}" if place.argument else ""
+    expected, found = f"{describe(tree)}{argument}", f"%{node.name} = {short_label(node)} itself"
+    return differ("link", place.reader, expected, found, "add it, or admit its absence: Maybe(…)")
+
+
 def extra_node(link: Tree, node: Node) -> Difference:
     """Returns the difference of a node that stands between two links."""
     cure = "remove it (a conversion may do so), or put Wildcard(…) or Maybe(…) between the links"
@@ -101,6 +112,6 @@ def extra_node(link: Tree, node: Node) -> Difference:
 
 def other_literal(place: Place, expected: str, value: Argument) -> Difference:
     """Returns the difference of a literal, or of a computed value in the place of one."""
-    argument = f" as {place.argument!r}" if place.argument else ""
+    argument = f" as {place.argument}" if place.argument else ""
     cure = "change it, or admit it: OneOf(1, 2) lists values, Literal('name') takes any"
     return differ("literal", place.reader, f"{expected}{argument}", describe_value(value), cure)

@@ -17,3 +17,8 @@ class Phase(Enum):
 
     QUANTIZATION = "quantization"
     """Places quantizers. Rounds on purpose; the error is measured and reported."""
+
+    @property
+    def names_places_only(self) -> bool:
+        """Whether its rules say where, and the stage itself does the work."""
+        return self in (Phase.SMOOTH, Phase.QUANTIZATION)
