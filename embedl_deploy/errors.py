@@ -53,6 +53,10 @@ class CheckpointError(EmbedlDeployError):
     """A saved file is damaged, partial, unsafe, or made for another version or machine."""
 
 
+class TuningError(EmbedlDeployError):
+    """A module could not be tuned the way a strategy asks."""
+
+
 class ModelSourceError(EmbedlDeployError):
     """A model name, file or factory given by the user could not be loaded."""
 

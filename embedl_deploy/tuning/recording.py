@@ -72,7 +72,7 @@ class Recorder:
     """Collects calls from any number of threads."""
 
     def __init__(self, signature: inspect.Signature, declared: DeclaredShapes | None) -> None:
-        self._signature = signature
+        self._signature = _without_annotations(signature)
         self._declared = dict(declared or {})
         unknown = [name for name in self._declared if name not in signature.parameters]
         if unknown:
@@ -140,6 +140,13 @@ class Recorder:
             result.left_out = self.left_out
         return result
 
+    def __getstate__(self) -> dict[str, object]:
+        with self._lock:
+            return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _lock=Lock())
+
     def _inputs(
         self, arguments: Mapping[str, object]
     ) -> tuple[
@@ -160,6 +167,13 @@ class Recorder:
                 else:
                     inputs.append(ConstantSpec(full, type(leaf).__name__, repr(leaf)))
         return tuple(inputs), tensors, tuple(declared)
+
+
+def _without_annotations(signature: inspect.Signature) -> inspect.Signature:
+    """Returns the signature without classes that may not be importable in another process."""
+    empty = inspect.Parameter.empty
+    parameters = [p.replace(annotation=empty) for p in signature.parameters.values()]
+    return inspect.Signature(parameters)
 
 
 def _without_defaults(signature: inspect.Signature, bound: inspect.BoundArguments) -> Sample:
