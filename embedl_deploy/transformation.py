@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from embedl_deploy.backends.registry import resolve_backend
 from embedl_deploy.errors import PreconditionError
 from embedl_deploy.graph.nodes import module_of
+from embedl_deploy.graph.record import record_of
 from embedl_deploy.rewriting import (
     Pattern,
     PatternMatch,
@@ -22,6 +23,7 @@ from embedl_deploy.rewriting import (
     make_plan,
 )
 from embedl_deploy.rewriting.backend import Backend
+from embedl_deploy.rewriting.state_map import state_map
 from embedl_deploy.tracing import trace
 
 Patterns = Sequence[type[Pattern] | Pattern]
@@ -39,6 +41,23 @@ class TransformationResult:
 
     matches: tuple[PatternMatch, ...]
     """Every match of a whole tree, in the order in which it was settled."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True) -> None:
+        """Loads weights of the original model into the rewritten one.
+
+        Parameters that rewrites folded, split or merged are computed again, as ``report.key_map``
+        lists them. The original model keeps its weights: what was shared is copied first. The
+        same as ``model.load_state_dict``.
+
+        Args:
+            state: The ``state_dict`` of the original model, or of the rewritten one.
+            strict: Whether each key must be there, and no other.
+
+        Raises:
+            RuntimeError: Keys are missing or unexpected, or a shape differs; all are named.
+            PlanError: A rewrite that depends on the weights does not fit these.
+        """
+        self.model.load_state_dict(state, strict=strict)
 
 
 def transform(
@@ -124,6 +143,7 @@ def apply_transformation_plan(
     """
     matches = tuple(plan.sites())
     model, report = apply_plan(plan, verify=verify, args=args, kwargs=kwargs)
+    record_of(model).loader = state_map(plan.model, model, plan.stages, report.passes)
     return TransformationResult(model, report, matches)
 
 

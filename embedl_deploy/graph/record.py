@@ -1,10 +1,37 @@
 """What a graph remembers about where it came from."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
+from torch import Tensor
 from torch.fx import GraphModule
 
-_KEY = "embedl_deploy"
+RECORD = "embedl_deploy"
+"""Where the record of a graph is kept in its ``meta``."""
+
+
+@dataclass(frozen=True)
+class LoadedState:
+    """Weights of a rewritten graph, computed from weights of the model."""
+
+    tensors: dict[str, Tensor]
+    """By key of the rewritten graph."""
+
+    missing: tuple[str, ...]
+    """Keys of the model for which nothing was given."""
+
+
+class StateLoader(Protocol):
+    """Computes weights of a rewritten graph from those of the model it came from."""
+
+    def keys(self) -> Iterable[str]:
+        """Returns the keys of the model's ``state_dict``."""
+        ...
+
+    def __call__(self, state: Mapping[str, Tensor]) -> LoadedState:
+        """Returns the rewritten graph's weights for ``state`` of the model."""
+        ...
 
 
 @dataclass
@@ -37,6 +64,13 @@ class GraphRecord:
     example_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     """Shape of each tensor input at tracing, by placeholder name."""
 
+    loader: StateLoader | None = None
+    """Where a rewrite made or dropped parameters: how weights of the model become the graph's."""
+
+    def __getstate__(self) -> dict[str, object]:
+        # A loader holds the graph before the rewrite and the patterns: it stays in its process.
+        return {**vars(self), "loader": None}
+
     def __copy__(self) -> "GraphRecord":
         """Returns a record that can be added to without changing this one."""
         return replace(
@@ -50,13 +84,13 @@ class GraphRecord:
 
 def record_of(graph_module: GraphModule) -> GraphRecord:
     """Returns the record of ``graph_module``, made and attached when there is none yet."""
-    record = graph_module.meta.get(_KEY)
+    record = graph_module.meta.get(RECORD)
     if not isinstance(record, GraphRecord):
         record = GraphRecord()
-        graph_module.meta[_KEY] = record
+        graph_module.meta[RECORD] = record
     return record
 
 
 def has_record(graph_module: GraphModule) -> bool:
     """Returns whether ``graph_module`` was made by this package's tracer."""
-    return isinstance(graph_module.meta.get(_KEY), GraphRecord)
+    return isinstance(graph_module.meta.get(RECORD), GraphRecord)

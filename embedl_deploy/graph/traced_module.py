@@ -7,9 +7,11 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Self, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import PythonCode
+
+from embedl_deploy.graph.record import RECORD, GraphRecord, StateLoader
 
 
 class TracedModule(GraphModule):
@@ -19,8 +21,11 @@ class TracedModule(GraphModule):
 
     - keeps parameters and modules that no node reads when it is copied: fused modules hold
       their parts by reference, and the parts live under their own names;
-    - owns its parameters before it trains: ``train()`` first replaces parameters shared with
-      the user's model by copies, so that no optimizer reaches that model;
+    - owns its parameters before it trains or is given others: ``train()`` and
+      ``load_state_dict()`` first replace parameters shared with the user's model by copies, so
+      that neither an optimizer nor other weights reach that model;
+    - takes the ``state_dict`` of the model it came from, also where rewrites folded, split or
+      merged its parameters: those are computed again;
     - can put off writing its Python code while it is rewritten.
     """
 
@@ -48,6 +53,33 @@ class TracedModule(GraphModule):
             own_tensors(self)
         return super().train(mode)
 
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        local_metadata: Mapping[str, object],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        if self.shares_parameters:
+            own_tensors(self)
+        record = self.meta.get(RECORD)
+        loader = record.loader if isinstance(record, GraphRecord) else None
+        if loader is not None:
+            missing = _translate(self, loader, state_dict, prefix, error_msgs)
+            missing_keys.extend(missing)
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+
     def __deepcopy__(self, memo: dict[int, object]) -> "TracedModule":
         result = TracedModule(deferred=True)
         memo[id(self)] = result
@@ -56,6 +88,36 @@ class TracedModule(GraphModule):
         result.shares_parameters = False
         _take_over(self, result, copy_graph(self.graph))
         return result if self.deferred else result.finish()
+
+
+def _translate(
+    module: nn.Module,
+    loader: StateLoader,
+    state: dict[str, Tensor],
+    prefix: str,
+    errors: list[str],
+) -> list[str]:
+    """Puts the weights of ``module`` in the place of the model's in ``state``.
+
+    A state that has a key which only the rewritten graph has is the graph's own, and stays.
+
+    Returns:
+        The keys of the model that were not given and that the graph does not have itself.
+    """
+    model, own = dict.fromkeys(loader.keys()), module.state_dict()
+    given = {key.removeprefix(prefix): key for key in state if key.startswith(prefix)}
+    if any(key in own and key not in model for key in given):
+        return []
+    try:
+        loaded = loader({key: state[full] for key, full in given.items()})
+    except RuntimeError as error:
+        errors.append(str(error))
+        return []
+    for key, full in given.items():
+        if key in model and key not in own:
+            del state[full]
+    state.update((f"{prefix}{key}", tensor) for key, tensor in loaded.tensors.items())
+    return [f"{prefix}{key}" for key in loaded.missing if key not in own]
 
 
 def structural_copy(
@@ -122,7 +184,9 @@ def container_at(root: nn.Module, path: str) -> nn.Module:
     return module
 
 
-def with_own_modules(source: GraphModule, *, deferred: bool = False) -> TracedModule:
+def with_own_modules(
+    source: GraphModule, *, deferred: bool = False, shares_layers: bool = False
+) -> TracedModule:
     """Returns a copy whose module objects and buffers are its own and whose parameters are shared.
 
     What a deep copy that is told to keep parameters gives, in a third of the time.
@@ -130,8 +194,12 @@ def with_own_modules(source: GraphModule, *, deferred: bool = False) -> TracedMo
     Args:
         source: What to copy.
         deferred: Whether to put off writing Python code, see ``TracedModule.finish``.
+        shares_layers: Whether torch's own layers stay the very objects of the source, as they do
+            in a structural copy, and only fused modules, quantizers and the like are copied.
     """
     memo: dict[int, object] = {id(parameter): parameter for parameter in source.parameters()}
+    if shares_layers:
+        memo.update((id(module), module) for module in source.modules() if _is_layer(module))
     result = TracedModule(deferred=True)
     memo[id(source)] = result
     _copy_attributes(source, result, memo, ("_parameters", "_buffers", "_modules"))
@@ -170,6 +238,13 @@ def _copy_attributes(
 ) -> None:
     for name in names:
         target.__dict__[name] = _own(source.__dict__[name], memo)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Tells whether a module is one of torch's own that holds no other modules."""
+    kind = type(module)
+    is_torch = kind.__module__.startswith("torch.nn.modules.")
+    return is_torch and not module._modules and kind is not nn.Module
 
 
 def _is_plain(kind: type[nn.Module]) -> bool:
