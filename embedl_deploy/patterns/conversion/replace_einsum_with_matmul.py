@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_letters
 
 import torch
 from torch.fx import Node
 
 from embedl_deploy.graph.nodes import shape_of
 from embedl_deploy.patterns.shapes import same_size
-from embedl_deploy.rewriting import Chain, Op, Pattern, PatternMatch, Phase
+from embedl_deploy.rewriting import Chain, Pattern, PatternMatch, Phase, Refusal
 
 _ATEN = torch.ops.aten
 
@@ -37,11 +38,15 @@ class ReplaceEinsumWithMatmul(Pattern):
     """
 
     phase = Phase.CONVERSION
-    tree = Chain(einsum=Op(_ATEN.einsum.default, where=lambda node: _product_of(node) is not None))
+    tree = Chain(einsum=_ATEN.einsum.default)
+
+    def check(self, match: PatternMatch) -> Refusal | None:
+        product = _product_of(match.root)
+        return product if isinstance(product, Refusal) else None
 
     def replace(self, match: PatternMatch) -> Node:
         product = _product_of(match.root)
-        assert product is not None
+        assert isinstance(product, _Product)
         left = _permuted(match, product.left, product.left_order)
         right = _permuted(match, product.right, product.right_order)
         result = match.call_function(_ATEN.matmul.default, left, right)
@@ -57,26 +62,28 @@ def _permuted(match: PatternMatch, node: Node, order: Sequence[int]) -> Node:
     return match.call_function(_ATEN.permute.default, node, list(order))
 
 
-def _product_of(node: Node) -> _Product | None:
+def _product_of(node: Node) -> _Product | Refusal:
     equation, operands = node.args[:2]
-    if not isinstance(equation, str) or not isinstance(operands, (list, tuple)):
-        return None
-    if len(operands) != 2 or not all(isinstance(operand, Node) for operand in operands):
-        return None
-    letters = _letters(equation.replace(" ", ""))
-    if letters is None:
-        return None
-    first, second, result = letters
+    assert isinstance(equation, str)
+    assert isinstance(operands, (list, tuple))
+    if len(operands) != 2:
+        return Refusal(f"it multiplies {len(operands)} tensors, not two", node)
     left, right = operands
     assert isinstance(left, Node)
     assert isinstance(right, Node)
+    letters = _letters(_without_dots(equation.replace(" ", ""), left, right))
+    if letters is None:
+        return Refusal(f"'{equation}' repeats an index, or leaves its result open", node)
+    first, second, result = letters
     summed = [letter for letter in first if letter in second and letter not in result]
     rows = [letter for letter in first if letter not in second]
     columns = [letter for letter in second if letter not in first]
     batch = [letter for letter in result if letter in first and letter in second]
     counts = (len(summed), len(rows), len(columns), len(result) - len(batch))
-    if counts != (1, 1, 1, 2) or not _same_inner(left, right, first, second, summed[0]):
-        return None
+    if counts != (1, 1, 1, 2):
+        return Refusal(f"'{equation}' is no product of matrices", node)
+    if not _same_inner(left, right, first, second, summed[0]):
+        return Refusal(f"the index '{summed[0]}' of '{equation}' is broadcast", node)
     made = [*batch, *rows, *columns]
     return _Product(
         left,
@@ -84,6 +91,19 @@ def _product_of(node: Node) -> _Product | None:
         [first.index(letter) for letter in (*batch, *rows, *summed)],
         [second.index(letter) for letter in (*batch, *summed, *columns)],
         [made.index(letter) for letter in result],
+    )
+
+
+def _without_dots(equation: str, left: Node, right: Node) -> str:
+    """Returns the equation with ``...`` spelled out, where both operands have as many of them."""
+    if equation.count("...") != 3:
+        return equation
+    first, second = equation.partition("->")[0].split(",")
+    ranks = [len(shape_of(node) or ()) for node in (left, right)]
+    counts = [rank - len(part) + 3 for rank, part in zip(ranks, (first, second), strict=True)]
+    unused = [letter for letter in ascii_letters if letter not in equation]
+    return (
+        equation.replace("...", "".join(unused[: counts[0]])) if len({*counts}) == 1 else equation
     )
 
 

@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from embedl_deploy.graph.nodes import bound_arguments, dtype_of, is_call, module_of, shape_of
 from embedl_deploy.patterns.literals import number_of
+from embedl_deploy.patterns.recomposition.attention_near_miss import near_miss
 from embedl_deploy.patterns.recomposition.attention_operands import (
     factor_of,
     operands_of,
@@ -22,6 +23,7 @@ from embedl_deploy.patterns.recomposition.attention_walk import (
     RESHAPES,
     Mask,
     Walk,
+    is_softmax,
 )
 from embedl_deploy.patterns.shapes import same_shape
 from embedl_deploy.rewriting import Refusal
@@ -56,6 +58,9 @@ class AttentionChain:
     query_scale: Node | None
     """A factor of the queries that the graph computes."""
 
+    query_is_divided: bool
+    """Whether queries are divided by ``query_scale`` rather than multiplied."""
+
     masks: tuple[Mask, ...]
     dropout_p: float
     drops: bool
@@ -77,8 +82,8 @@ def attention_chain(root: Node) -> AttentionChain | Refusal | None:
     """Returns the attention whose last product is ``root``.
 
     Returns:
-        The chain; a refusal if a softmax of a product is there but something else is not as
-        attention kernels compute it; None if ``root`` ends no attention at all.
+        The chain; a refusal if much of an attention is there but something is not as attention
+        kernels compute it; None if ``root`` ends no attention at all.
     """
     if len(root.args) < 2:
         return None
@@ -94,14 +99,15 @@ def attention_chain(root: Node) -> AttentionChain | Refusal | None:
             walk, probabilities = walk.past(probabilities), source
         found = _through_softmax(probabilities, walk)
         if found is not None:
-            return _finish(root, (probabilities, value), position == 1, *found)
-    return None
+            whole = _finish(root, (probabilities, value), position == 1, *found)
+            return whole or near_miss(root)
+    return near_miss(root)
 
 
 def _through_softmax(node: Node, walk: Walk) -> tuple[Node, Node, Walk] | None:
     """Walks from the probabilities to the softmax; returns it, its input and the walk."""
     start = node
-    while not _is_softmax(node):
+    while not is_softmax(node):
         module = module_of(node)
         if isinstance(module, nn.Dropout):
             walk = replace(walk, dropout_p=module.p, drops=module.training)
@@ -117,15 +123,7 @@ def _through_softmax(node: Node, walk: Walk) -> tuple[Node, Node, Walk] | None:
     before, after = shape_of(node), shape_of(start)
     if before is None or after is None or not same_shape(before[-2:], after[-2:]):
         return None
-    return node, node.all_input_nodes[0], walk.past(node)
-
-
-def _is_softmax(node: Node) -> bool:
-    return (
-        is_call(node, _ATEN.softmax.int)
-        or is_call(node, _ATEN._softmax.default)
-        or isinstance(module_of(node), nn.Softmax)
-    )
+    return node, node.all_input_nodes[0], replace(walk.past(node), grid=before[-2:])
 
 
 def _finish(
@@ -163,6 +161,7 @@ def _finish(
         value_is_transposed=value_is_transposed,
         scale=done.factor * factor_of(product) * query_factor * key_factor,
         query_scale=done.query_scale,
+        query_is_divided=done.query_is_divided,
         masks=done.masks,
         dropout_p=done.dropout_p,
         drops=done.drops,

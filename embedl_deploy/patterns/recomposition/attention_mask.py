@@ -6,7 +6,7 @@ from torch.fx import Node
 from embedl_deploy.graph.nodes import dtype_of, shape_of
 from embedl_deploy.patterns.recomposition.attention_chain import AttentionChain
 from embedl_deploy.patterns.recomposition.attention_walk import Mask, broadcasts_alike
-from embedl_deploy.patterns.shapes import Size, is_one
+from embedl_deploy.patterns.shapes import Size, is_one, same_shape
 from embedl_deploy.rewriting import PatternMatch, Refusal
 
 _ATEN = torch.ops.aten
@@ -20,7 +20,8 @@ def objection_to_masks(chain: AttentionChain) -> Refusal | None:
             return Refusal("the shape of its mask was not recorded", mask.node)
         if len(shape) > len(there):
             return Refusal("its mask has more dimensions than the scores", mask.node)
-        if broadcasts_alike(mask, chain.layout) or all(is_one(size) for size in shape[:-2]):
+        is_shared = all(is_one(size) for size in shape[:-2]) and same_shape(there[-2:], here[-2:])
+        if broadcasts_alike(mask, chain.layout) or is_shared:
             continue
         if not _is_static((*there, *here, *shape)):
             return Refusal("its mask is added to scores regrouped by a dynamic size", mask.node)
@@ -59,6 +60,9 @@ def _aligned(match: PatternMatch, mask: Mask, added: Node, layout: Node) -> Node
     assert here is not None
     if broadcasts_alike(mask, layout):
         return added
+    if not same_shape(there[-2:], here[-2:]):
+        spread = match.call_function(_ATEN.expand.default, added, [*map(int, there)])
+        return match.call_function(_ATEN.reshape.default, spread, [*map(int, here)])
     leading = len(shape) - 2
     if all(is_one(size) for size in shape[:-2]):
         if leading <= 0:

@@ -43,6 +43,11 @@ def walk_to_product(node: Node, walk: Walk) -> Arrival:
     return step(node, walk)
 
 
+def takes_scores(node: Node) -> bool:
+    """Tells whether the walk knows what ``node`` may do to scores."""
+    return node.target in _STEPS
+
+
 def _blocked_by(node: Node) -> Refusal | None:
     """Returns a refusal where an unknown operation stands right on top of a product."""
     first = node.all_input_nodes[:1]
@@ -69,13 +74,6 @@ def _pass_through(node: Node, walk: Walk) -> Arrival:
     return walk_to_product(node.all_input_nodes[0], walk.past(node))
 
 
-def _reshape(node: Node, walk: Walk) -> Arrival:
-    before, after = shape_of(node.all_input_nodes[0]), shape_of(node)
-    if before is None or after is None or not same_shape(before[-2:], after[-2:]):
-        return None
-    return _pass_through(node, walk)
-
-
 def _scale(node: Node, walk: Walk) -> Arrival:
     """Goes past a multiplication or division by a number, or by a factor of whole rows."""
     divides = is_call(node, _ATEN.div.Tensor)
@@ -89,15 +87,19 @@ def _scale(node: Node, walk: Walk) -> Arrival:
         after = walk.past(node)
         if number is not None:
             after = replace(after, factor=after.factor * (1 / number if divides else number))
-        elif divides or walk.query_scale is not None or not is_constant_in_rows(other, node):
+        elif walk.query_scale is not None or not _scales_rows(other, node, walk):
             continue
         else:
             assert isinstance(other, Node)
-            after = replace(after, query_scale=other)
+            after = replace(after, query_scale=other, query_is_divided=divides)
         found = walk_to_product(scores, after)
         if found is not None:
-            return _without_scaled_masks(found, walk, after)
+            return _of_whole_rows(found, node, walk, after)
     return _multiplied(node, walk)
+
+
+def _scales_rows(factor: Argument, node: Node, walk: Walk) -> bool:
+    return not walk.is_split(node) and is_constant_in_rows(factor, node)
 
 
 def _multiplied(node: Node, walk: Walk) -> Refusal | None:
@@ -107,15 +109,23 @@ def _multiplied(node: Node, walk: Walk) -> Refusal | None:
         if not isinstance(scores, Node) or not isinstance(other, Node):
             return None
         if isinstance(walk_to_product(scores, walk.past(node)), tuple):
-            return Refusal(f"its scores are multiplied by %{other.name}, key by key", node)
+            verb = "divided" if is_call(node, _ATEN.div.Tensor) else "multiplied"
+            return Refusal(f"its scores are {verb} by %{other.name}, key by key", node)
     return None
 
 
-def _without_scaled_masks(found: tuple[Node, Walk] | Refusal, walk: Walk, after: Walk) -> Arrival:
-    """Returns ``found`` unless a mask met further back is scaled by a factor of the graph."""
+def _of_whole_rows(
+    found: tuple[Node, Walk] | Refusal, node: Node, walk: Walk, after: Walk
+) -> Arrival:
+    """Returns ``found`` unless a factor of the graph would scale something else than queries."""
     if isinstance(found, Refusal) or after.query_scale is walk.query_scale:
         return found
-    return found if len(found[1].masks) == len(walk.masks) else None
+    if len(found[1].masks) != len(walk.masks):
+        return Refusal("its mask is scaled by a tensor together with the scores", node)
+    here, there = shape_of(node), shape_of(found[0])
+    if here is None or there is None or not same_shape(here, there):
+        return Refusal("its scores are regrouped before a tensor scales them", node)
+    return found
 
 
 def _add(node: Node, walk: Walk) -> Arrival:
@@ -141,7 +151,7 @@ def _subtract(node: Node, walk: Walk) -> Arrival:
         return None
     if not isinstance(scores, Node) or not isinstance(mask, Node):
         return None
-    after = past_maximum(mask, scores, node, walk)
+    after = None if walk.is_split(node) else past_maximum(mask, scores, node, walk)
     if after is None:
         taken = Mask(mask, node, -walk.factor)
         after = replace(walk.past(node), masks=(*walk.masks, taken))
@@ -207,6 +217,5 @@ _STEPS: Mapping[object, Step] = {
     _ATEN.where.self: _where,
     _ATEN.where.ScalarOther: _where,
     _ATEN.where.ScalarSelf: _where,
-    **dict.fromkeys(RESHAPES, _reshape),
-    **dict.fromkeys(CASTS, _pass_through),
+    **dict.fromkeys((*RESHAPES, *CASTS), _pass_through),
 }

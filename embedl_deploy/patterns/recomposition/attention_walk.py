@@ -3,10 +3,11 @@
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 from torch.fx import Node
 
-from embedl_deploy.graph.nodes import is_call, shape_of
-from embedl_deploy.patterns.shapes import same_shape
+from embedl_deploy.graph.nodes import is_call, module_of, shape_of
+from embedl_deploy.patterns.shapes import Size, same_shape
 
 _ATEN = torch.ops.aten
 PRODUCTS = (_ATEN.matmul.default, _ATEN.bmm.default)
@@ -43,6 +44,12 @@ class Walk:
     nodes: tuple[Node, ...] = ()
     factor: float = 1.0
     query_scale: Node | None = None
+    query_is_divided: bool = False
+    """Whether queries are divided by ``query_scale`` rather than multiplied."""
+
+    grid: tuple[Size, ...] = ()
+    """Queries and keys, as the softmax sees them."""
+
     masks: tuple[Mask, ...] = ()
     dropout_p: float = 0.0
     drops: bool = False
@@ -52,10 +59,24 @@ class Walk:
         """Returns the walk after ``node`` is consumed."""
         return replace(self, nodes=(*self.nodes, node), steps=self.steps + 1)
 
+    def is_split(self, node: Node) -> bool:
+        """Tells whether queries or keys are spread over several dimensions of ``node``."""
+        shape = shape_of(node)
+        return shape is None or not same_shape(shape[-2:], self.grid)
+
 
 def is_product(node: Node) -> bool:
     """Tells whether ``node`` multiplies two (batches of) matrices."""
     return any(is_call(node, target) for target in (*PRODUCTS, _ATEN.baddbmm.default))
+
+
+def is_softmax(node: Node) -> bool:
+    """Tells whether ``node`` is a softmax."""
+    return (
+        is_call(node, _ATEN.softmax.int)
+        or is_call(node, _ATEN._softmax.default)
+        or isinstance(module_of(node), nn.Softmax)
+    )
 
 
 def broadcasts_alike(mask: Mask, product: Node) -> bool:

@@ -55,10 +55,11 @@ class RecomposeAttention(Pattern):
         core = ScaledDotProductAttention(scale=chain.scale, dropout_p=dropout_p)
         core.train(is_training)
         query, key, value = chain.query, chain.key, chain.value
+        if chain.query_scale is not None:
+            scaled = _ATEN.div.Tensor if chain.query_is_divided else _ATEN.mul.Tensor
+            query = match.call_function(scaled, query, chain.query_scale)
         if chain.is_regrouped:
             query, key = (_regrouped(match, node, chain.layout) for node in (query, key))
-        if chain.query_scale is not None:
-            query = match.call_function(_ATEN.mul.Tensor, query, chain.query_scale)
         if chain.key_is_transposed:
             key = match.call_function(_ATEN.transpose.int, key, -2, -1)
         if chain.value_is_transposed:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from embedl_deploy.graph import graph_text
 from embedl_deploy.patterns import FuseAttention, RecomposeAttention
@@ -21,6 +22,10 @@ def heads(seed: int, shape: tuple[int, ...] = HEADS) -> Tensor:
 
 QKV = (heads(0), heads(1), heads(2))
 ADDED = heads(3, (2, 1, 5, 5))
+GRID = heads(5, (2, 3, 2, 2, 2))
+FACTORS = heads(6, (3, 1, 1))
+MIXED = heads(7, (3, 3, 1, 1))
+GRID_HIDDEN = heads(8, (2, 2, 4)) > 1.0
 HIDDEN = heads(4, (5, 5)) > 0.5
 LATER = torch.ones(5, 5, dtype=torch.bool).triu(1)
 
@@ -76,6 +81,28 @@ SPELLINGS: dict[str, Spelling] = {
     "keys transposed before": lambda q, k, v: softmax(q @ k.reshape(2, 3, 4, 5)) @ v,
     "rows scaled by a tensor": lambda q, k, v: (
         softmax(q @ k.mT * k.new_tensor([[[0.3]], [[0.5]], [[0.7]]]) + ADDED) @ v
+    ),
+    "rows divided by a tensor": lambda q, k, v: (
+        softmax(q @ k.mT / k.new_tensor([[[0.3]], [[0.5]], [[0.7]]])) @ v
+    ),
+    "mask over keys on a grid": lambda q, k, v: (
+        softmax(
+            (
+                (q[..., :4, :] @ k[..., :4, :].mT).view(2, 3, 2, 2, 2, 2)
+                + GRID[..., None]
+                - GRID.unsqueeze(-2)
+            ).view(2, 3, 4, 4)
+        )
+        @ v[..., :4, :]
+    ),
+    "filled on a grid": lambda q, k, v: (
+        softmax(
+            (q[..., :4, :] @ k[..., :4, :].mT)
+            .view(6, 2, 2, 4)
+            .masked_fill(GRID_HIDDEN, -math.inf)
+            .view(2, 3, 4, 4)
+        )
+        @ v[..., :4, :]
     ),
     "transposed product": lambda q, k, v: v.mT @ softmax(q @ k.mT * 0.5).transpose(-2, -1),
     "one batch dimension": lambda q, k, v: torch.bmm(
@@ -187,6 +214,51 @@ REFUSED: dict[str, tuple[Spelling, str]] = {
     "small fill": (
         lambda q, k, v: softmax((q @ k.mT).masked_fill(HIDDEN, -3.0)) @ v,
         "puts -3.0 in place of scores",
+    ),
+    "mask scaled by a tensor": (
+        lambda q, k, v: softmax((q @ k.mT + ADDED) * FACTORS) @ v,
+        "mask is scaled by a tensor",
+    ),
+    "regrouped and scaled": (
+        lambda q, k, v: (
+            softmax(((q @ k.mT).view(6, 5, 5) * FACTORS.repeat(2, 1, 1)).view(2, 3, 5, 5)) @ v
+        ),
+        "regrouped before a tensor scales them",
+    ),
+    "scaled on a grid": (
+        lambda q, k, v: (
+            softmax(
+                ((q @ k[..., :4, :].mT).view(2, 3, 5, 2, 2) * GRID[0, 0, 0, :, :1]).view(2, 3, 5, 4)
+            )
+            @ v[..., :4, :]
+        ),
+        "multiplied by",
+    ),
+    "probabilities scaled": (
+        lambda q, k, v: (softmax(q @ k.mT) * ADDED) @ v,
+        "(aten.mul.Tensor) stands between the softmax and the values",
+    ),
+    "heads mixed": (
+        lambda q, k, v: softmax(functional.conv2d(q @ k.mT, MIXED)) @ v,
+        "stands between the scores and the softmax",
+    ),
+    "a sink among the keys": (
+        lambda q, k, v: (
+            softmax(torch.cat([q @ k.mT, ADDED[..., :1].expand(2, 3, 5, 1)], -1))[..., :-1] @ v
+        ),
+        "(aten.slice.Tensor) stands between the softmax and the values",
+    ),
+    "linear attention": (
+        lambda q, k, v: functional.elu(q) @ (functional.elu(k).mT @ v),
+        "linear attention",
+    ),
+    "efficient attention": (
+        lambda q, k, v: softmax(q * 1.0) @ (torch.softmax(k * 1.0, -2).mT @ (v * 1.0)),
+        "linear attention",
+    ),
+    "rectified scores": (
+        lambda q, k, v: torch.relu((q * 2.0) @ (k * 2.0).mT) @ (v * 2.0),
+        "no softmax stands between its two products",
     ),
     "weights returned": (
         with_weights,
