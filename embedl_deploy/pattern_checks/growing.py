@@ -16,16 +16,8 @@ from embedl_deploy.pattern_checks.layers import input_shape, make_layer
 from embedl_deploy.pattern_checks.literals import argument_value, fitting_literals
 from embedl_deploy.pattern_checks.sketch import Sketch
 from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, OneOf, Wildcard, may_be_absent
-from embedl_deploy.rewriting.tree import (
-    COMMUTATIVE,
-    Exactly,
-    Input,
-    Literal,
-    Named,
-    Op,
-    Previous,
-    Tree,
-)
+from embedl_deploy.rewriting.operands import COMMUTATIVE
+from embedl_deploy.rewriting.tree import Exactly, Input, Literal, Named, Op, Previous, Tree
 
 _SHAPES = ((4, 6), (2, 5, 6), (2, 4, 1, 1), (2, 4, 4, 4), (2, 2, 4, 4))
 _LONGEST_RUN = 3

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from torch.fx import Node
 
 from embedl_deploy.rewriting.difference import Difference
-from embedl_deploy.rewriting.tree import Found
+from embedl_deploy.rewriting.found import Found
 
 
 @dataclass(frozen=True)

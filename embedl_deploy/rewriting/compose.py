@@ -10,17 +10,9 @@ from torch.fx.node import Argument
 
 from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import Target, callee_of, input_nodes, is_call, runs
-from embedl_deploy.rewriting.tree import (
-    Found,
-    Named,
-    Op,
-    Spec,
-    Step,
-    Tree,
-    as_operand,
-    as_tree,
-    checked_target,
-)
+from embedl_deploy.rewriting.found import Found, Step
+from embedl_deploy.rewriting.targets import checked_target
+from embedl_deploy.rewriting.tree import Named, Op, Spec, Tree, as_operand, as_tree
 
 
 class Chain(Tree):
@@ -37,6 +29,7 @@ class Chain(Tree):
         if all(may_be_absent(tree) for tree in trees):
             raise PatternError("every link of this Chain is optional: it would match nothing")
         self.links = tuple(trees)
+        self._is_optional = tuple(may_be_absent(tree) for tree in trees)
 
     def anchors(self) -> tuple[Target, ...] | None:
         targets: list[Target] = []
@@ -61,7 +54,7 @@ class Chain(Tree):
         for value in values:
             for after, open_nodes in link.match(value, found):
                 yield from self._match_up_to(last - 1, open_nodes, after)
-        if may_be_absent(link):
+        if self._is_optional[last]:
             yield from self._match_up_to(last - 1, values, found)
 
 

@@ -20,7 +20,8 @@ from embedl_deploy.rewriting.objections import (
     objections,
     wrong_target,
 )
-from embedl_deploy.rewriting.tree import COMMUTATIVE, Named, Op, Tree, open_inputs, operand_orders
+from embedl_deploy.rewriting.operands import COMMUTATIVE, open_inputs, operand_orders
+from embedl_deploy.rewriting.tree import Named, Op, Tree
 
 
 def near_op(

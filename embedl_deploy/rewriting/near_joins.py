@@ -14,7 +14,8 @@ from embedl_deploy.rewriting.difference import differ
 from embedl_deploy.rewriting.near_calls import near_operand
 from embedl_deploy.rewriting.near_steps import Near, NearStep, exact
 from embedl_deploy.rewriting.objections import Place, extra_node, missing_link, not_computed
-from embedl_deploy.rewriting.tree import Tree, open_inputs
+from embedl_deploy.rewriting.operands import open_inputs
+from embedl_deploy.rewriting.tree import Tree
 
 
 def near_maybe(

@@ -13,7 +13,8 @@ from embedl_deploy.rewriting.describe import describe, short_label
 from embedl_deploy.rewriting.difference import differ
 from embedl_deploy.rewriting.near_steps import Near, NearStep, exact
 from embedl_deploy.rewriting.objections import Place, not_computed, other_literal, wrong_target
-from embedl_deploy.rewriting.tree import Exactly, Input, Literal, Named, Previous, Tree, open_inputs
+from embedl_deploy.rewriting.operands import open_inputs
+from embedl_deploy.rewriting.tree import Exactly, Input, Literal, Named, Previous, Tree
 from embedl_deploy.rewriting.what_if import failed_condition
 
 

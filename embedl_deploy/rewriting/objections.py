@@ -11,7 +11,8 @@ from embedl_deploy.graph.nodes import bound_arguments
 from embedl_deploy.rewriting.compose import Chain
 from embedl_deploy.rewriting.describe import describe, describe_value, link_name, short_label
 from embedl_deploy.rewriting.difference import Difference, differ
-from embedl_deploy.rewriting.tree import Op, Tree, scales_are_plain
+from embedl_deploy.rewriting.operands import scales_are_plain
+from embedl_deploy.rewriting.tree import Op, Tree
 from embedl_deploy.rewriting.what_if import failed_condition
 
 

@@ -11,10 +11,11 @@ from torch.fx import GraphModule, Node
 
 from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import Target
+from embedl_deploy.rewriting.found import Found
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.phase import Phase
 from embedl_deploy.rewriting.refusal import Refusal
-from embedl_deploy.rewriting.tree import Found, Tree
+from embedl_deploy.rewriting.tree import Tree
 
 _MOST_WAYS = 64
 """How many ways to fit one tree at one root are tried before giving up."""

@@ -1,81 +1,26 @@
-# pyright: reportPrivateUsage=false
-# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """What a pattern looks for: single nodes, values, literals; ``compose`` has runs and joins."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from types import EllipsisType
 from typing import cast
 
 import torch
-from torch import nn
-from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import Argument
 
 from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import Target, bound_arguments, is_call
-
-_ATEN = torch.ops.aten
-
-COMMUTATIVE: frozenset[object] = frozenset(
-    {
-        _ATEN.add.Tensor,
-        _ATEN.mul.Tensor,
-        _ATEN.maximum.default,
-        _ATEN.minimum.default,
-        _ATEN.logical_and.default,
-        _ATEN.logical_or.default,
-        _ATEN.bitwise_and.Tensor,
-        _ATEN.bitwise_or.Tensor,
-    }
+from embedl_deploy.rewriting.found import Found, Step
+from embedl_deploy.rewriting.operands import (
+    open_inputs,
+    operand_orders,
+    rest_is_default,
+    scales_are_plain,
 )
-"""Calls whose first two operands may be swapped."""
-
-_SCALES: Mapping[object, Mapping[str, object]] = {
-    _ATEN.add.Tensor: {"alpha": 1},
-    _ATEN.sub.Tensor: {"alpha": 1},
-    _ATEN.addmm.default: {"alpha": 1, "beta": 1},
-}
-"""Arguments that change what an op means and that a bare target must not overlook."""
+from embedl_deploy.rewriting.targets import checked_target
 
 Literal_ = bool | int | float | str | torch.dtype | None
-
-
-@dataclass(frozen=True)
-class Found:
-    """What matching has bound so far; extending it makes a new one."""
-
-    nodes: tuple[Node, ...] = ()
-    """The nodes that the match consumes, in the order they were met."""
-
-    captures: Mapping[str, tuple[Node, ...]] = field(default_factory=dict[str, tuple[Node, ...]])
-    """Named nodes; a run of nodes has more than one."""
-
-    literals: Mapping[str, object] = field(default_factory=dict[str, object])
-    """Named values that are no nodes."""
-
-    def consume(self, node: Node) -> "Found":
-        """Returns the state after ``node`` is taken into the match."""
-        return Found((*self.nodes, node), self.captures, self.literals)
-
-    def capture(self, name: str, nodes: tuple[Node, ...]) -> "Found | None":
-        """Returns the state with a name bound, None where the name already means other nodes."""
-        known = self.captures.get(name)
-        if known is not None:
-            return self if known == nodes else None
-        return Found(self.nodes, {**self.captures, name: nodes}, self.literals)
-
-    def capture_literal(self, name: str, value: object) -> "Found | None":
-        """Returns the state with a literal bound, None where the name has another value."""
-        if name in self.literals:
-            return self if self.literals[name] == value else None
-        return Found(self.nodes, self.captures, {**self.literals, name: value})
-
-
-Step = tuple[Found, tuple[Node, ...]]
-"""A way to match, and the nodes that the link before it in a chain may be."""
 
 
 class Tree(ABC):
@@ -116,29 +61,6 @@ def as_tree(spec: object) -> Tree:
         "a tree is made of module classes, ATen ops, functions, literals and trees, "
         f"got {spec!r} of type {type(spec).__name__}"
     )
-
-
-def checked_target(target: object) -> Target:
-    """Returns ``target`` if a node can run it.
-
-    Raises:
-        PatternError: It is a tuple, a tree, a module object or anything else that no node runs.
-    """
-    if isinstance(target, nn.Module):
-        raise PatternError(
-            f"a tree names module classes, got the module {target!r}: write {type(target).__name__}"
-        )
-    if isinstance(target, tuple):
-        raise PatternError(
-            "Op takes one target, got a tuple: write OneOf(Op(...), Op(...)), or the plain tuple "
-            "as a link of a Chain"
-        )
-    if isinstance(target, Tree) or not callable(target):
-        raise PatternError(
-            "a node runs a module class, an ATen op or a function, got "
-            f"{target!r} of type {type(target).__name__}"
-        )
-    return cast("Target", target)
 
 
 class Op(Tree):
@@ -205,7 +127,9 @@ class Op(Tree):
     def _match_inputs(
         self, node: Node, arguments: tuple[Argument, ...], found: Found
     ) -> Iterator[Step]:
-        if len(arguments) < len(self.inputs) or not _rest_is_default(node, self):
+        if len(arguments) < len(self.inputs) or not rest_is_default(
+            node, len(self.inputs), self.literals
+        ):
             return
         steps: list[Step] = [(found, ())]
         for tree, argument in zip(self.inputs, arguments, strict=False):
@@ -307,46 +231,3 @@ def as_operand(spec: object, name: str | None = None) -> Tree:
     if isinstance(tree, Maybe):
         return OneOf(as_operand(tree.tree, name), Input())
     return tree if name is None else named(name, tree)
-
-
-def scales_are_plain(node: Node, allowed: Mapping[str, object] | None = None) -> bool:
-    """Tells whether arguments such as ``alpha`` of an add have the value that changes nothing."""
-    plain = _SCALES.get(node.target)
-    if plain is None:
-        return True
-    bound = bound_arguments(node)
-    return all(bound[name] == value or name in (allowed or {}) for name, value in plain.items())
-
-
-def open_inputs(node: Node) -> tuple[Node, ...]:
-    """Returns the nodes that the link before ``node`` in a chain may be."""
-    arguments = node.args or tuple(node.kwargs.values())
-    if arguments and isinstance(arguments[0], (list, tuple)):
-        return tuple(item for item in arguments[0] if isinstance(item, Node))
-    operands = tuple(item for item in arguments if isinstance(item, Node))
-    return operands if node.target in COMMUTATIVE else operands[:1]
-
-
-def operand_orders(node: Node) -> Iterator[tuple[Argument, ...]]:
-    """Yields the arguments by position, defaults filled in, then swapped if the call commutes."""
-    arguments = node.args
-    if isinstance(node.target, OpOverload):
-        arguments = tuple(bound_arguments(node).values())
-    yield arguments
-    if node.target in COMMUTATIVE and len(arguments) >= 2:
-        first, second, *rest = arguments
-        yield (second, first, *rest)
-
-
-def _rest_is_default(node: Node, tree: Op) -> bool:
-    """Tells whether all arguments after the listed ones have their defaults."""
-    listed = len(tree.inputs)
-    if not isinstance(node.target, OpOverload):
-        rest = {*map(str, range(listed, len(node.args))), *node.kwargs}
-        return rest <= tree.literals.keys()
-    bound = bound_arguments(node)
-    return all(
-        parameter.name in tree.literals
-        or (parameter.has_default_value() and bound[parameter.name] == parameter.default_value)
-        for parameter in node.target._schema.arguments[listed:]
-    )

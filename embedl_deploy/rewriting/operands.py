@@ -1,0 +1,77 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
+"""The operands of a call: which may be swapped, which must have their defaults."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import Node
+from torch.fx.node import Argument
+
+from embedl_deploy.graph.nodes import bound_arguments
+
+_ATEN = torch.ops.aten
+
+COMMUTATIVE: frozenset[object] = frozenset(
+    {
+        _ATEN.add.Tensor,
+        _ATEN.mul.Tensor,
+        _ATEN.maximum.default,
+        _ATEN.minimum.default,
+        _ATEN.logical_and.default,
+        _ATEN.logical_or.default,
+        _ATEN.bitwise_and.Tensor,
+        _ATEN.bitwise_or.Tensor,
+    }
+)
+"""Calls whose first two operands may be swapped."""
+
+_SCALES: Mapping[object, Mapping[str, object]] = {
+    _ATEN.add.Tensor: {"alpha": 1},
+    _ATEN.sub.Tensor: {"alpha": 1},
+    _ATEN.addmm.default: {"alpha": 1, "beta": 1},
+}
+"""Arguments that change what an op means and that a bare target must not overlook."""
+
+
+def scales_are_plain(node: Node, allowed: Mapping[str, object] | None = None) -> bool:
+    """Tells whether arguments such as ``alpha`` of an add have the value that changes nothing."""
+    plain = _SCALES.get(node.target)
+    if plain is None:
+        return True
+    bound = bound_arguments(node)
+    return all(bound[name] == value or name in (allowed or {}) for name, value in plain.items())
+
+
+def open_inputs(node: Node) -> tuple[Node, ...]:
+    """Returns the nodes that the link before ``node`` in a chain may be."""
+    arguments = node.args or tuple(node.kwargs.values())
+    if arguments and isinstance(arguments[0], (list, tuple)):
+        return tuple(item for item in arguments[0] if isinstance(item, Node))
+    operands = tuple(item for item in arguments if isinstance(item, Node))
+    return operands if node.target in COMMUTATIVE else operands[:1]
+
+
+def operand_orders(node: Node) -> Iterator[tuple[Argument, ...]]:
+    """Yields the arguments by position, defaults filled in, then swapped if the call commutes."""
+    arguments = node.args
+    if isinstance(node.target, OpOverload):
+        arguments = tuple(bound_arguments(node).values())
+    yield arguments
+    if node.target in COMMUTATIVE and len(arguments) >= 2:
+        first, second, *rest = arguments
+        yield (second, first, *rest)
+
+
+def rest_is_default(node: Node, listed: int, literals: Mapping[str, object]) -> bool:
+    """Tells whether all arguments after the first ``listed`` have their defaults, or are named."""
+    if not isinstance(node.target, OpOverload):
+        rest = {*map(str, range(listed, len(node.args))), *node.kwargs}
+        return rest <= literals.keys()
+    bound = bound_arguments(node)
+    return all(
+        parameter.name in literals
+        or (parameter.has_default_value() and bound[parameter.name] == parameter.default_value)
+        for parameter in node.target._schema.arguments[listed:]
+    )

@@ -1,0 +1,74 @@
+"""What a node may run, and what to write in place of what none runs."""
+
+from types import BuiltinFunctionType, MethodDescriptorType
+from typing import cast
+
+import torch
+from torch import nn
+from torch._ops import OpOverload, OpOverloadPacket
+
+from embedl_deploy.errors import PatternError
+from embedl_deploy.graph.nodes import Target
+from embedl_deploy.tracing.lift_table import LIFT_TABLE
+
+
+def checked_target(target: object) -> Target:
+    """Returns ``target`` if a node can run it.
+
+    Raises:
+        PatternError: It is a tuple, a tree, a module object or anything else that no node runs.
+    """
+    if isinstance(target, nn.Module):
+        raise PatternError(
+            f"a tree names module classes, got the module {target!r}: write {type(target).__name__}"
+        )
+    if isinstance(target, tuple):
+        raise PatternError(
+            "Op takes one target, got a tuple: write OneOf(Op(...), Op(...)), or the plain tuple "
+            "as a link of a Chain"
+        )
+    if not callable(target):
+        raise PatternError(
+            "a node runs a module class, an ATen op or a function, got "
+            f"{target!r} of type {type(target).__name__}"
+        )
+    return cast("Target", target)
+
+
+def better_spelling(target: Target) -> str | None:
+    """Returns what a tree should say in place of a function of torch, None for other targets.
+
+    Traced graphs hold ATen ops and layers of ``torch.nn``: no node runs ``torch.relu``.
+    """
+    if not _is_torch_function(target):
+        return None
+    name = str(getattr(target, "__name__", "")).rstrip("_")
+    op = cast("object", getattr(torch.ops.aten, name, None))
+    if op is None:
+        return "what graph_text() shows for it"
+    return lifted_class(cast("Target", op)) or f"torch.ops.aten.{name}"
+
+
+def lifted_class(target: Target) -> str | None:
+    """Returns the layer that tracing makes of an ATen op, None where the op stays as it is."""
+    packet = target.overloadpacket if isinstance(target, OpOverload) else target
+    if not isinstance(packet, OpOverloadPacket):
+        return None
+    if not any(overload.overloadpacket is packet for overload in LIFT_TABLE):
+        return None
+    name = str(packet.__name__).replace("_", "")
+    layers = {layer.lower(): layer for layer in dir(nn) if isinstance(getattr(nn, layer), type)}
+    layer = layers.get(name, layers.get(f"{name}2d"))
+    return None if layer is None else f"nn.{layer}"
+
+
+def _is_torch_function(target: Target) -> bool:
+    if isinstance(target, (type, OpOverload, OpOverloadPacket)):
+        return False
+    if isinstance(target, MethodDescriptorType):
+        return target.__objclass__.__module__.startswith("torch")
+    if str(getattr(target, "__name__", "")).startswith("sym_"):
+        return False
+    if isinstance(target, BuiltinFunctionType) and target.__module__ == "torch._C._nn":
+        return True
+    return target.__module__ in ("torch", "torch.functional", "torch.nn.functional")
