@@ -3,17 +3,17 @@
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from embedl_deploy.graph.nodes import module_of, source_line
 from embedl_deploy.graph.provenance import Rewrite, origin_of, record_rewrite
 from embedl_deploy.modules.fused import WeightedFused
-from embedl_deploy.modules.fused_conv import fused_conv
-from embedl_deploy.modules.fused_linear import fused_linear
+from embedl_deploy.modules.fused_conv import FusedConv, fused_conv
+from embedl_deploy.modules.fused_linear import FusedLinear, fused_linear
 from embedl_deploy.modules.kinds import CONVOLUTIONS, LINEARS
 from embedl_deploy.passes.points import WEIGHT, Point, is_float_tensor, points_of
 from embedl_deploy.passes.skip_rules import SkipRules
@@ -85,11 +85,7 @@ class _Insertion:
 
     def quantize_all(self, matches: Sequence[PatternMatch]) -> None:
         """Places the quantizers of all matches, those that only share a stub last."""
-        sharing = [match for match in matches if self._only_shares(match)]
-        for match in matches:
-            if match not in sharing:
-                self.quantize(match)
-        for match in sharing:
+        for match in sorted(matches, key=self._only_shares):
             self.quantize(match)
 
     def quantize(self, match: PatternMatch) -> None:
@@ -150,7 +146,7 @@ class _Insertion:
         layer = self._weighted(node)
         if layer.weight_fake_quant is None:
             assert self.config.weight is not None
-            weight, _ = layer.folded_weight_and_bias()
+            weight = _weight_like(layer)
             quantizer = WeightFakeQuantize(
                 self.config.weight, weight.shape, layer.weight_axis, site=_site(node)
             )
@@ -225,6 +221,14 @@ def _accepted_activation(
 def _on(device: torch.device, quantizer: Q) -> Q:
     # Most models are on the CPU, and moving to where a module is takes as long as making it.
     return quantizer if quantizer.scale.device == device else quantizer.to(device)
+
+
+def _weight_like(layer: WeightedFused) -> Tensor:
+    """Returns a tensor of the shape and on the device of the weight that ``layer`` runs."""
+    if isinstance(layer, (FusedConv, FusedLinear)):
+        # Folding a norm into the weight changes its numbers only.
+        return cast("Tensor", layer.weighted.weight)
+    return layer.folded_weight_and_bias()[0]
 
 
 def _wrapped(module: nn.Module) -> WeightedFused:

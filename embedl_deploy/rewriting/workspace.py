@@ -63,9 +63,13 @@ class Workspace:
         self.graph_module = graph_module
         self.is_body = is_body
         self.index = CandidateIndex(graph_module)
-        self.paths = {id(module): path for path, module in named_modules(graph_module) if path}
         self.values: dict[object, object] = {}
         self.containers: set[str] = set()
+
+    @cached_property
+    def paths(self) -> dict[int, str]:
+        """Where each module is registered first, by the identity of the module."""
+        return {id(module): path for path, module in named_modules(self.graph_module) if path}
 
     @cached_property
     def fake_mode(self) -> FakeTensorMode | None:
