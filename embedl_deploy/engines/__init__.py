@@ -7,7 +7,8 @@ from embedl_deploy.engines.inductor import InductorEngine, InductorEngineConfig
 from embedl_deploy.engines.inductor_build import count_int8_kernels
 from embedl_deploy.engines.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeEngineConfig
 from embedl_deploy.engines.openvino import OpenVINOEngine, OpenVINOEngineConfig
-from embedl_deploy.engines.tensorrt import TensorRTEngine, TensorRTEngineConfig
+from embedl_deploy.engines.tensorrt import TensorRTEngine
+from embedl_deploy.engines.tensorrt_config import TensorRTEngineConfig
 from embedl_deploy.engines.torchao import TorchAOEngine, TorchAOEngineConfig
 
 # The names that users of other tuning tools come with.

@@ -1,39 +1,67 @@
-"""TensorRT. Its library is needed to build; without it every node is refused with that reason."""
+"""TensorRT, by its own builder from an ONNX file or by torch-tensorrt."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from embedl_deploy.engines.config import EngineConfig
+from embedl_deploy.engines.call_form import CallForm
 from embedl_deploy.engines.engine import Engine, Sample
-from embedl_deploy.errors import BuildError, MissingDependencyError
-from embedl_deploy.graph.nodes import value_of
+from embedl_deploy.engines.file_engine import working_folder
+from embedl_deploy.engines.inductor_build import first_line
+from embedl_deploy.engines.onnx_file import LARGEST_IN_ONE_FILE, write_onnx
+from embedl_deploy.engines.program import split_sample
+from embedl_deploy.engines.tensorrt_builder import built_engine, request_for
+from embedl_deploy.engines.tensorrt_config import TensorRTEngineConfig
+from embedl_deploy.engines.tensorrt_library import missing_packages, require_packages, why_not
+from embedl_deploy.engines.tensorrt_profiles import profiles_of
+from embedl_deploy.engines.tensorrt_runtime import TensorRTProgram
+from embedl_deploy.engines.tensorrt_torch import compile_ahead, compile_just_in_time, load_ahead
+from embedl_deploy.errors import BuildError
 from embedl_deploy.rewriting.refusal import Refusal
 
-
-@dataclass(frozen=True)
-class TensorRTEngineConfig(EngineConfig):
-    """Nothing to configure yet: the engine does not build."""
+Run = Callable[..., object]
 
 
 class TensorRTEngine(Engine):
-    """Names why a node cannot go to TensorRT, so that a graph goes to the next engine."""
+    """Runs a module in TensorRT, whose library is needed to build it and to run it.
+
+    The ``onnx`` route writes the module as ONNX: integer codes, every scale and the types of the
+    rest are in that file, and a strongly typed network is built from it. On the other two routes
+    torch-tensorrt takes the module, and leaves to torch what it has no layer for.
+    """
 
     config_class = TensorRTEngineConfig
+    config: TensorRTEngineConfig
     device_types = ("cuda",)
 
+    STATE_FILE: ClassVar[str] = "file"
+    """Key of a saved state: the built engine, or torch-tensorrt's program."""
+
+    STATE_FORM: ClassVar[str] = "form"
+    """Key of a saved state: the inputs and outputs of the module."""
+
+    STATE_NAMES: ClassVar[str] = "names"
+    """Key of a saved state: what the engine calls its inputs, in order."""
+
+    _module: nn.Module | None = None
+    _file: Path | None = None
+    _form: CallForm | None = None
+    _names: tuple[str, ...] = ()
+    _run: Run | None = None
+
+    @property
+    def is_jit(self) -> bool:
+        return self.config.route == "torch-tensorrt-jit"
+
     def supports(self, node: Node) -> Refusal | None:
-        if find_spec("tensorrt") is None:
-            return Refusal("TensorRT is not installed: pip install 'embedl-deploy[tensorrt]'", node)
-        value = value_of(node)
-        if isinstance(value, Tensor) and value.device.type != "cuda":
-            return Refusal(f"TensorRT runs on CUDA devices, this tensor is on {value.device}", node)
-        return Refusal("this version does not build TensorRT engines", node)
+        reason = missing_packages(self.config.route) or why_not(node)
+        return None if reason is None else Refusal(reason, node)
 
     def _build(
         self,
@@ -43,25 +71,112 @@ class TensorRTEngine(Engine):
         device: torch.device,
         cache_dir: Path | None,
     ) -> None:
-        del module, graph_spec, data, device, cache_dir
-        if find_spec("tensorrt") is None:
-            raise MissingDependencyError(
-                "TensorRTEngine needs tensorrt: pip install 'embedl-deploy[tensorrt]'"
+        require_packages(self.config.route)
+        if not data:
+            raise BuildError("TensorRTEngine needs a sample to build")
+        shapes = getattr(graph_spec, "dynamic_shapes", None)
+        if self.is_jit:
+            self._module = module
+            self._run = compile_just_in_time(module, self.config, device)
+            self._first_call(data[0])
+            return
+        folder = working_folder(self, cache_dir)
+        self._file = folder / f"tensorrt-{uuid.uuid4().hex}.engine"
+        if self.config.route == "onnx":
+            self._build_from_onnx(module, data[0], shapes, device)
+        else:
+            self._form = compile_ahead(module, data[0], shapes, self.config, device, self._file)
+        self._open(device)
+
+    def _first_call(self, sample: Sample) -> None:
+        """Runs a sample, which makes torch compile for inputs like it."""
+        try:
+            self._call(*split_sample(sample))
+        except Exception as error:
+            raise BuildError(
+                f"torch-tensorrt cannot compile the module: {first_line(error)}"
+            ) from error
+
+    def _build_from_onnx(
+        self, module: nn.Module, sample: Sample, shapes: object | None, device: torch.device
+    ) -> None:
+        assert self._file is not None, "its place was chosen"
+        with tempfile.TemporaryDirectory() as folder:
+            written = write_onnx(
+                module,
+                sample,
+                Path(folder) / "model.onnx",
+                shapes,
+                rest_dtype=self.config.rest_dtype,
+                external_above=LARGEST_IN_ONE_FILE,
             )
-        raise BuildError("this version does not build TensorRT engines")
+            profiles = profiles_of(written.form, written.names, sample)
+            content = built_engine(request_for(written, profiles, self.config, device))
+        self._file.write_bytes(content)
+        self._form, self._names = written.form, written.names
+
+    def _open(self, device: torch.device) -> None:
+        assert self._file is not None, "a built or loaded engine has a file"
+        if self.config.route == "onnx":
+            content = self._file.read_bytes()
+            program = TensorRTProgram(content, self._names, device, self.config.cuda_graphs)
+            self._run = program
+        else:
+            self._run = load_ahead(self._file)
 
     def _infer(self, *args: object, **kwargs: object) -> object:
-        raise NotImplementedError
+        return self._call(args, kwargs)
+
+    def _call(self, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        assert self._run is not None, "an active engine can run"
+        with torch.no_grad():
+            if self._form is None:
+                return self._run(*args, **kwargs)
+            tensors = self._form.bind(args, kwargs)
+            if self.config.route == "onnx":
+                return self._form.result(cast("Sequence[Tensor]", self._run(tensors)))
+            return self._run(*args, **kwargs)
 
     def _activate(self) -> None:
-        raise NotImplementedError
+        require_packages(self.config.route)
+        device = self._device or torch.device("cuda")
+        if self.is_jit:
+            assert self._module is not None, "a built or loaded engine has a module"
+            self._run = compile_just_in_time(self._module, self.config, device)
+        else:
+            self._open(device)
 
     def _deactivate(self) -> None:
-        raise NotImplementedError
+        self._run = None
 
     def _saved(self) -> dict[str, object]:
-        raise NotImplementedError
+        if self._form is None:
+            return {}
+        return {
+            self.STATE_FILE: self._file,
+            self.STATE_FORM: self._form.to_dict(),
+            self.STATE_NAMES: list(self._names),
+        }
 
     def _load(self, module: nn.Module | None, state: Mapping[str, object]) -> None:
-        del module, state
-        raise ValueError("this version does not load TensorRT engines")
+        if self.is_jit:
+            if module is None:
+                raise ValueError(
+                    "TensorRTEngine with route='torch-tensorrt-jit' compiles the module: give it "
+                    "to from_dict()"
+                )
+            self._module = module
+            return
+        path, form = state.get(self.STATE_FILE), state.get(self.STATE_FORM)
+        names = state.get(self.STATE_NAMES)
+        if not isinstance(path, Path) or not (isinstance(form, dict) and isinstance(names, list)):
+            raise ValueError("the state of TensorRTEngine lacks its file, its form or its names")
+        self._file = path
+        self._form = CallForm.from_dict(cast("dict[str, object]", form))
+        self._names = tuple(cast("list[str]", names))
+
+    def _discard(self) -> None:
+        self._run = self._module = self._form = None
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+        self._file = None

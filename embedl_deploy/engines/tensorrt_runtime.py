@@ -1,0 +1,160 @@
+"""Runs a built engine on torch tensors, in a stream of its own ordered after the caller's."""
+
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from embedl_deploy.engines.tensorrt_library import Context, CudaEngine, Library, tensorrt
+from embedl_deploy.errors import BuildError, LoweringError
+
+_TYPES = {
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "INT8": torch.int8,
+    "UINT8": torch.uint8,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+    "BOOL": torch.bool,
+    "FP8": torch.float8_e4m3fn,
+}
+"""Members of ``tensorrt.DataType`` that torch has tensors of."""
+
+_MOST_GRAPHS = 8
+"""CUDA graphs kept, the oldest goes first; each holds its own inputs and outputs."""
+
+
+class TensorRTProgram:
+    """An engine on one device; calls from several threads take turns."""
+
+    def __init__(
+        self, content: bytes, names: Sequence[str], device: torch.device, cuda_graphs: bool
+    ) -> None:
+        """Loads a built engine.
+
+        Args:
+            content: The engine.
+            names: What the inputs of a call are called, in order.
+            device: Where it runs.
+            cuda_graphs: Whether calls are captured and replayed.
+
+        Raises:
+            BuildError: It is no engine of this version for this device.
+        """
+        library = tensorrt()
+        self._logger = library.Logger(library.Logger.Severity.ERROR)
+        self._runtime = library.Runtime(self._logger)
+        with torch.cuda.device(device):
+            engine = self._runtime.deserialize_cuda_engine(content)
+            context = None if engine is None else engine.create_execution_context()
+        if engine is None or context is None:
+            raise BuildError(
+                f"TensorRT {library.__version__} cannot load the engine on {device}: it was built "
+                "for another version or kind of device, or memory is short; build it again"
+            )
+        self._engine: CudaEngine = engine
+        self._context: Context = context
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._turn = threading.Lock()
+        known, self._outputs = _tensor_names(engine, library)
+        self._inputs = [(name if name in known else None) for name in names]
+        self._types = {name: _type_of(engine, name) for name in self._outputs}
+        self._graphs: dict[tuple[torch.Size, ...], _Captured] | None = {} if cuda_graphs else None
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the outputs for the tensors of a call, in the caller's stream's order."""
+        caller = torch.cuda.current_stream(self._device)
+        with self._turn, torch.cuda.device(self._device):
+            self._stream.wait_stream(caller)
+            with torch.cuda.stream(self._stream):
+                outputs = self._run(inputs)
+            caller.wait_stream(self._stream)
+        # The allocator must not hand out this memory while the other stream still works on it.
+        for tensor in inputs:
+            tensor.record_stream(self._stream)
+        for tensor in outputs:
+            tensor.record_stream(caller)
+        return outputs
+
+    def _run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        if self._graphs is None:
+            outputs = self._bind(inputs)
+            self._enqueue()
+            return outputs
+        key = tuple(tensor.shape for tensor in inputs)
+        captured = self._graphs.get(key)
+        if captured is None:
+            captured = self._captured(inputs)
+            while len(self._graphs) >= _MOST_GRAPHS:
+                self._graphs.pop(next(iter(self._graphs)))
+            self._graphs[key] = captured
+        return captured.replay(inputs)
+
+    def _bind(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Tells the context the addresses of inputs and of new outputs, which it returns."""
+        for name, tensor in zip(self._inputs, inputs, strict=True):
+            if name is not None:
+                self._expect(self._context.set_input_shape(name, tuple(tensor.shape)), name)
+                self._expect(self._context.set_tensor_address(name, tensor.data_ptr()), name)
+        unknown = self._context.infer_shapes()
+        if unknown:
+            raise LoweringError(f"TensorRT cannot tell the shapes of {', '.join(unknown)}")
+        outputs: list[Tensor] = []
+        for name in self._outputs:
+            shape = tuple(self._context.get_tensor_shape(name))
+            output = torch.empty(shape, dtype=self._types[name], device=self._device)
+            self._expect(self._context.set_tensor_address(name, output.data_ptr()), name)
+            outputs.append(output)
+        return outputs
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise LoweringError("TensorRT could not run the engine; its log says why")
+
+    def _captured(self, inputs: Sequence[Tensor]) -> "_Captured":
+        held = [tensor.clone() for tensor in inputs]
+        self._bind(held)
+        self._enqueue()  # the first run of a shape allocates, which a capture must not
+        graph = torch.cuda.CUDAGraph()
+        outputs = self._bind(held)
+        self._stream.synchronize()
+        with torch.cuda.graph(graph, stream=self._stream):
+            self._enqueue()
+        return _Captured(graph, held, outputs)
+
+    def _expect(self, done: bool, name: str) -> None:
+        if not done:
+            raise LoweringError(f"TensorRT does not take this tensor for {name!r}")
+
+
+class _Captured:
+    """A CUDA graph, and the memory that it reads and writes."""
+
+    def __init__(
+        self, graph: torch.cuda.CUDAGraph, inputs: list[Tensor], outputs: list[Tensor]
+    ) -> None:
+        self._graph = graph
+        self._inputs = inputs
+        self._outputs = outputs
+
+    def replay(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        for held, given in zip(self._inputs, inputs, strict=True):
+            held.copy_(given)
+        self._graph.replay()
+        return [output.clone() for output in self._outputs]
+
+
+def _tensor_names(engine: CudaEngine, library: Library) -> tuple[list[str], list[str]]:
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    inputs = [n for n in names if engine.get_tensor_mode(n) == library.TensorIOMode.INPUT]
+    return inputs, [name for name in names if name not in inputs]
+
+
+def _type_of(engine: CudaEngine, name: str) -> torch.dtype:
+    kind = engine.get_tensor_dtype(name).name
+    if kind not in _TYPES:
+        raise BuildError(f"output {name!r} is of TensorRT's type {kind}, which torch has not")
+    return _TYPES[kind]
