@@ -53,8 +53,8 @@ class Task:
         return self.data[-1].copied(self.device)
 
     def sized(self, sizes: dict[str, int]) -> Sample:
-        """Returns a sample of other sizes."""
-        return resized(self.held_out[0], self.spec, sizes).copied(self.device)
+        """Returns the first sample in other sizes."""
+        return resized(self.data[0], self.spec, sizes).copied(self.device)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class FaultyEngine(Engine):
         device: torch.device,
         cache_dir: Path | None,
     ) -> None:
-        del graph_spec, device, cache_dir
+        del graph_spec, data, device, cache_dir
         if self.config.fault == "build":
             raise BuildError("the compiler crashed")
         self._module = module
