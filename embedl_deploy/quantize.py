@@ -14,6 +14,7 @@ from embedl_deploy.graph.record import has_record, record_of
 from embedl_deploy.graph.traced_module import with_own_modules
 from embedl_deploy.passes.calibration import ForwardLoop, Progress, calibrate_model
 from embedl_deploy.passes.integer_conversion import convert
+from embedl_deploy.passes.qdq_check import check_record, findings_in
 from embedl_deploy.passes.quantization import (
     Matches,
     find_matches,
@@ -34,6 +35,7 @@ from embedl_deploy.quantization import (
     TensorQuantConfig,
     WeightFakeQuantize,
 )
+from embedl_deploy.quantization.finding import QdqFinding
 from embedl_deploy.rewriting import PassRecord
 from embedl_deploy.rewriting.backend import Backend
 from embedl_deploy.transformation import transform
@@ -42,12 +44,14 @@ __all__ = [
     "CalibrationMethod",
     "ModulesToSkip",
     "Precision",
+    "QdqFinding",
     "QuantConfig",
     "QuantStub",
     "SmoothQuantConfig",
     "TensorQuantConfig",
     "WeightFakeQuantize",
     "calibrate",
+    "check_qdq",
     "convert",
     "insert_qdq",
     "quantize",
@@ -114,6 +118,7 @@ def quantize(
     if freeze_weights:
         fix_weight_scales(graph)
     report_stages(graph, chosen, (*smoothed, inserted, *calibrated))
+    report_stages(graph, chosen, (check_record(graph, chosen),))
     return graph
 
 
@@ -144,7 +149,7 @@ def insert_qdq(
         )
     chosen = _backend_for(model, backend)
     config = replace(config, skip=named_rules(config.skip, model))
-    graph = with_own_modules(model, deferred=True)
+    graph = with_own_modules(model, deferred=True, shares_layers=True)
     record = quantize_graph(graph, matches, config, chosen)
     graph.finish()
     report_stages(graph, chosen, (record,))
@@ -171,6 +176,27 @@ def calibrate(
     """
     calibrate_model(model, forward_loop, corrects_biases=bias_correction, progress=progress)
     return model
+
+
+def check_qdq(graph: GraphModule, backend: str | Backend | None = None) -> tuple[QdqFinding, ...]:
+    """Returns every place where the quantizers of ``graph`` are not as the target needs them.
+
+    One scale per tensor, shared through reshapes, max-pooling and concatenation; codes of the
+    target's type; a scale per output channel of a weight; nothing in the middle of what the
+    target fuses; no layer left in float without a reason. ``quantize`` runs it and puts what it
+    finds into the report, as the notes of the stage ``check``.
+
+    Args:
+        graph: What ``quantize`` or ``convert`` returned.
+        backend: As for ``quantize``.
+
+    Returns:
+        Findings with codes; see ``embedl_deploy.quantization.finding.CODES``. None is good.
+
+    Raises:
+        QuantizationError: The backend quantizes nothing.
+    """
+    return findings_in(graph, _backend_for(graph, backend))
 
 
 def _backend_for(model: object, backend: str | Backend | None) -> Backend:

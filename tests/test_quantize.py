@@ -91,10 +91,11 @@ def test_the_graph_remembers_its_backend_and_its_report_goes_on() -> None:
     report = record_of(quantized).report
     assert isinstance(report, TransformationReport)
     assert report.backend == "tensorrt"
-    assert [record.name for record in report.passes][-3:] == [
+    assert [record.name for record in report.passes][-4:] == [
         "quantization",
         "calibration",
         "bias correction",
+        "check",
     ]
     assert report.counts()["quantize-conv"] == 3
     assert all(stub.grid.dtype == torch.int8 and stub.grid.symmetric for stub in stubs(quantized))

@@ -93,7 +93,17 @@ def _flatten(graph_module: GraphModule) -> None:
                 weights[id(module)] = integer_weights(module, quantizer)
                 attributes = attributes_of(graph_module)
             function = weights[id(module)].run
+        name, before, after = node.name, node.prev, node.next
         flatten_call(node, function, attributes)
+        _remember(name, before, after)
+
+
+def _remember(name: str, before: Node, after: Node) -> None:
+    """Notes on the nodes between two others which node they were made from."""
+    node = before.next
+    while node is not after:
+        node.meta["converted_from"] = name
+        node = node.next
 
 
 def _drop_unread(graph_module: GraphModule, parts: tuple[GraphModule, ...]) -> None:
