@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test test-all bench accuracy zoo zoo-plans golden
+.PHONY: help install demo check test test-all bench accuracy zoo zoo-quantized zoo-plans golden
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1 \t\2/' | expand -t 16
@@ -42,6 +42,9 @@ accuracy: $(STAMP) ## Measures what int8 costs in accuracy, beside torchao and n
 
 zoo: $(STAMP) ## Transforms the whole zoo, checks every output, writes benchmarks/results/zoo.json
 	$(BIN)/python -m benchmarks.zoo.run --output benchmarks/results/zoo.json
+
+zoo-quantized: $(STAMP) ## Quantizes the whole zoo, counts what runs in int8, writes benchmarks/results/zoo_quantized.json
+	$(BIN)/python -m benchmarks.zoo.quantized --output benchmarks/results/zoo_quantized.json
 
 zoo-plans: $(STAMP) ## Compares the plans of the zoo between three hash seeds
 	$(BIN)/python -m benchmarks.zoo.determinism

@@ -37,9 +37,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.only_plans:
         return _write_plans(options.words, options.backend, options.plans)
-    rows = _rows_of(options.output) if options.resume else []
+    rows = earlier_rows(options.output) if options.resume else []
     done = {row["model"] for row in rows}
-    for case in _chosen(options.words):
+    for case in chosen(options.words):
         if case.name in done:
             continue
         row = run_case(case, options.backend, options.plans)
@@ -52,7 +52,7 @@ def main() -> int:
     return 1 if summary["failed"] or summary["below_95_percent"] else 0
 
 
-def _rows_of(output: Path | None) -> list[dict[str, object]]:
+def earlier_rows(output: Path | None) -> list[dict[str, object]]:
     """Returns the rows of an earlier run that did not fail."""
     if output is None or not output.exists():
         return []
@@ -65,13 +65,14 @@ def _write(output: Path | None, rows: list[dict[str, object]]) -> None:
         write_aside(output, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _chosen(words: list[str]) -> Iterator[Case]:
+def chosen(words: list[str]) -> Iterator[Case]:
+    """Returns the cases whose name holds one of ``words``, all if there are none."""
     return (case for case in zoo() if not words or any(word in case.name for word in words))
 
 
 def _write_plans(words: list[str], backend: str, folder: Path) -> int:
-    for case in _chosen(words):
-        model, args, kwargs = _prepared(case)
+    for case in chosen(words):
+        model, args, kwargs = prepared(case)
         plan = get_transformation_plan(model, args, kwargs, backend=backend)
         plan.save(folder / plan_name(case))
     return 0
@@ -86,7 +87,7 @@ def run_case(case: Case, backend: str, plans: Path | None = None) -> dict[str, o
     """Returns the row of one model; a failure is a row with ``failure``."""
     row: dict[str, object] = {"model": case.name}
     try:
-        model, args, kwargs = _prepared(case)
+        model, args, kwargs = prepared(case)
         present = groups_present(model, args, kwargs)
         began = time.perf_counter()
         traced = trace(model, args, kwargs)
@@ -116,7 +117,7 @@ def _kind(reason: str | None) -> str:
     return re.sub(r"%\w+", "%…", reason or "")[:300]
 
 
-def _prepared(case: Case) -> tuple[nn.Module, tuple[object, ...], Mapping[str, object]]:
+def prepared(case: Case) -> tuple[nn.Module, tuple[object, ...], Mapping[str, object]]:
     """Returns a model whose outputs are not degenerate, and its inputs."""
     model = case.build()
     args, kwargs = case.inputs(model)
