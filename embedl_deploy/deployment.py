@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,7 @@ def lower(
     atomic: Sequence[Sequence[str]] = (),
     tolerance: float | None = None,
     time_budget_s: float | None = None,
+    builds: int | Executor = 1,
     progress: Progress | None = None,
 ) -> LoweredModule:
     """Returns ``model`` cut into subgraphs, each built by an engine.
@@ -78,12 +80,17 @@ def lower(
         allow_simulated: Whether quantize and dequantize may run as float arithmetic.
         fallback: Whether a subgraph runs eager when its engine cannot take an input that the
             graph's declared ranges admit; otherwise that is a ``LoweringError``.
-        cache_dir: Where engines keep what they compiled.
+        cache_dir: Where built engines, and with ``"measure"`` the choices between them, are kept
+            by content: graph, weights, inputs, configuration, versions and hardware. A second run
+            that finds all of it builds nothing. Engines are code: keep others from writing there.
         min_nodes: The fewest nodes worth an engine's call.
         atomic: Groups of node names that no cut may divide.
         tolerance: Largest relative error of an engine's outputs against the graph's; None: 0.1,
             and 0.25 where the graph is quantized.
         time_budget_s: With ``"measure"``: when to stop building further candidates.
+        builds: How many engines are built at once, in processes of their own, or the executor
+            that runs the builds: of threads, processes, or a cluster that sees the same files
+            under ``cache_dir``. Engines that compile just in time are built here all the same.
         progress: Called with one line at the start of each long step.
 
     Raises:
@@ -97,6 +104,7 @@ def lower(
         tolerance=tolerance,
         cache_dir=None if cache_dir is None else Path(cache_dir),
         time_budget_s=time_budget_s,
+        builds=builds,
         progress=progress,
     )
     request = _request(

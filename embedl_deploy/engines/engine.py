@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Self, cast
 
@@ -50,6 +51,12 @@ class Engine(ABC):
     device_types: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     """The device types that the engine can build for."""
 
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """The optional packages that it needs, by the names they are imported under."""
+
+    shares_cache: ClassVar[bool] = False
+    """Whether builds leave something in ``cache_dir`` that other builds profit from."""
+
     STATE_ENGINE: ClassVar[str] = "engine"
     """Key of a saved state: the class that saved it."""
 
@@ -95,6 +102,11 @@ class Engine(ABC):
     def device(self) -> torch.device | None:
         """The device the engine was built for, None before."""
         return self._device
+
+    @classmethod
+    def missing_libraries(cls) -> tuple[str, ...]:
+        """Returns those of ``libraries`` that are not installed; nothing is imported."""
+        return tuple(name for name in cls.libraries if find_spec(name) is None)
 
     def key(self) -> str:
         """Returns what names class and configuration, the same in every process."""

@@ -56,6 +56,7 @@ class OnnxRuntimeEngine(FileEngine):
 
     config_class = OnnxRuntimeEngineConfig
     config: OnnxRuntimeEngineConfig
+    libraries = ("onnxruntime", "onnx", "onnxscript")
 
     _session: _Session | None = None
     _names: Sequence[str] = ()

@@ -53,6 +53,7 @@ class OpenVINOEngine(FileEngine):
     config_class = OpenVINOEngineConfig
     config: OpenVINOEngineConfig
     device_types = ("cpu",)
+    libraries = ("openvino", "onnx", "onnxscript")
 
     _compiled: "_Compiled | None" = None
     _threads: "threading.local | None" = None

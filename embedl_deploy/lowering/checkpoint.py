@@ -1,12 +1,7 @@
 """Saves a lowered model as one file and loads it in another process; nothing is unpickled."""
 
-import platform
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -15,15 +10,15 @@ from embedl_deploy.engines.engine import Engine
 from embedl_deploy.errors import CheckpointError
 from embedl_deploy.lowering.archive import MANIFEST, ArchiveReader, write_archive
 from embedl_deploy.lowering.assembly import Assembly, EngineSlot, assemble
-from embedl_deploy.lowering.choose import BUILD_ERRORS
 from embedl_deploy.lowering.core_graph import CoreGraph
-from embedl_deploy.lowering.engine_file import state_from_json, state_to_json
+from embedl_deploy.lowering.engine_archive import restored_engine
+from embedl_deploy.lowering.engine_file import state_to_json
+from embedl_deploy.lowering.environment import hardware, versions
 from embedl_deploy.lowering.graph_file import fields, graph_from_json, graph_to_json
 from embedl_deploy.lowering.literals import Json, decode, encode
 from embedl_deploy.lowering.lowered_module import LoweredModule
 from embedl_deploy.lowering.report_file import report_from_json, report_to_json
 from embedl_deploy.lowering.signature_file import signature_from_json, signature_to_json
-from embedl_deploy.lowering.stitch import Piece
 from embedl_deploy.lowering.template_file import template_from_json, template_to_json
 from embedl_deploy.lowering.tensor_file import tensors_from_bytes, tensors_to_bytes
 
@@ -60,7 +55,7 @@ def save_lowered(model: LoweredModule, path: Path) -> None:
     header: dict[str, Json] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "versions": _versions(),
+        "versions": versions(),
         "hardware": hardware(),
         "fallback": model.fallback,
         "graph": graph,
@@ -114,27 +109,6 @@ def load_lowered(
     return LoweredModule(assembly, report, fallback=manifest.get("fallback") is not False)
 
 
-def hardware() -> dict[str, Json]:
-    """Returns what compiled code depends on: processor family, its vector units, the GPU."""
-    gpu: Json = None
-    if torch.cuda.is_available():
-        gpu = [torch.cuda.get_device_name(), list(torch.cuda.get_device_capability())]
-    return {
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "gpu": gpu,
-    }
-
-
-def _versions() -> dict[str, Json]:
-    try:
-        own = version("embedl-deploy")
-    except PackageNotFoundError:
-        own = "unknown"
-    return {"torch": torch.__version__, "embedl_deploy": own}
-
-
 def _engine_to_json(slot: EngineSlot, folder: str, files: dict[str, bytes | Path]) -> Json:
     return {
         "class": type(slot.engine).__name__,
@@ -161,7 +135,7 @@ def _check_environment(manifest: Mapping[str, Json], path: Path) -> None:
         **fields(manifest.get("versions"), "table of versions"),
         **fields(manifest.get("hardware"), "hardware"),
     }
-    here: dict[str, Json] = {**_versions(), **hardware()}
+    here: dict[str, Json] = {**versions(), **hardware()}
     for name in ("torch", "system", "machine", "cpu", "gpu"):
         if saved.get(name) != here[name]:
             raise CheckpointError(
@@ -243,30 +217,10 @@ def _slots(
         saved_formats = content.get("formats")
         formats = [decode(f) for f in saved_formats] if isinstance(saved_formats, list) else []
         slots[name] = EngineSlot(
-            _restored(engine_class, piece, content.get("state"), archive),
+            restored_engine(
+                engine_class, piece.module, content.get("state"), archive, f"engines/{name}"
+            ),
             str(content.get("label")),
             tuple(f if isinstance(f, torch.memory_format) else None for f in formats),
         )
     return slots
-
-
-def _restored(
-    engine_class: type[Engine], piece: Piece, data: Json, archive: ArchiveReader
-) -> Engine:
-    """Returns an engine from its saved state; its files live in a folder of their own with it."""
-    name = piece.subgraph.name
-    folder = Path(tempfile.mkdtemp(prefix="embedl_deploy_"))
-    try:
-        state = state_from_json(data, archive, f"engines/{name}", folder)
-        engine = engine_class.from_dict(piece.module, state)
-        engine.activate()
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, CheckpointError) or not isinstance(error, BUILD_ERRORS):
-            raise
-        raise CheckpointError(
-            f"the engine of {name} ({engine_class.__name__}) cannot be loaded: {error}; "
-            "trust_engines=False builds it anew"
-        ) from error
-    weakref.finalize(engine, shutil.rmtree, folder, ignore_errors=True)
-    return engine

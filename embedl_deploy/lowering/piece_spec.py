@@ -1,6 +1,6 @@
 """What an engine is told of a subgraph's inputs: which sizes vary, and how far."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import SymInt, Tensor
@@ -10,6 +10,12 @@ from embedl_deploy.lowering.expressions import linear_in
 from embedl_deploy.lowering.signature import Size, SymbolRange
 from embedl_deploy.lowering.sizes import size_of
 from embedl_deploy.lowering.stitch import Piece
+
+VARIES = "varies"
+"""Stands for an integer input that may change."""
+
+DeclaredInput = tuple[Size, ...] | str | None
+"""The sizes of a tensor, ``VARIES``, or None for anything else."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +28,21 @@ class PieceSpec:
 
 def spec_of(piece: Piece, symbols: Mapping[str, SymbolRange]) -> PieceSpec | None:
     """Returns the sizes that vary, with the ranges the model declared; None if none does."""
-    dims = {name: dim_of(name, known) for name, known in symbols.items()}
+    return spec_from(declared_inputs(piece), symbols)
+
+
+def declared_inputs(piece: Piece) -> tuple[DeclaredInput, ...]:
+    """Returns the recorded sizes of each input of a subgraph, as plain data."""
     placeholders = piece.module.graph.find_nodes(op="placeholder")
-    shapes = [_declared(node.meta.get("val"), dims) for node in placeholders]
+    return tuple(_recorded(node.meta.get("val")) for node in placeholders)
+
+
+def spec_from(
+    inputs: Sequence[DeclaredInput], symbols: Mapping[str, SymbolRange]
+) -> PieceSpec | None:
+    """Returns what an engine is told of inputs of these sizes; None if none of them varies."""
+    dims = {name: dim_of(name, known) for name, known in symbols.items()}
+    shapes = [_declared(sizes, dims) for sizes in inputs]
     return PieceSpec(tuple(shapes)) if any(shapes) else None
 
 
@@ -45,10 +63,18 @@ def declared_size(size: Size, dims: Mapping[str, Dim]) -> object | None:
     return scaled if offset == 0 else scaled + offset
 
 
-def _declared(value: object, dims: Mapping[str, Dim]) -> object | None:
+def _recorded(value: object) -> DeclaredInput:
     if isinstance(value, SymInt):
-        return Dim.DYNAMIC
+        return VARIES
     if not isinstance(value, Tensor):
         return None
-    sizes = {d: declared_size(size_of(size), dims) for d, size in enumerate(value.shape)}
-    return {d: size for d, size in sizes.items() if size is not None} or None
+    return tuple(size_of(size) for size in value.shape)
+
+
+def _declared(sizes: DeclaredInput, dims: Mapping[str, Dim]) -> object | None:
+    if sizes is None:
+        return None
+    if isinstance(sizes, str):
+        return Dim.DYNAMIC
+    found = {d: declared_size(size, dims) for d, size in enumerate(sizes)}
+    return {d: size for d, size in found.items() if size is not None} or None

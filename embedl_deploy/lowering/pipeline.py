@@ -8,21 +8,27 @@ from torch.fx import GraphModule, Node
 
 from embedl_deploy.graph.record import record_of
 from embedl_deploy.lowering.assembly import Assembly, cut
+from embedl_deploy.lowering.builder import Builder
 from embedl_deploy.lowering.candidates import (
     Assignment,
     Candidates,
     assigned,
     candidates_of,
 )
-from embedl_deploy.lowering.choose import BuildSettings, Built, build_piece
+from embedl_deploy.lowering.choose import Built, build_piece, start_builds, work_of
 from embedl_deploy.lowering.core_graph import CoreGraph, core_of
 from embedl_deploy.lowering.engine_choice import EngineChoice
 from embedl_deploy.lowering.lowered_module import LoweredModule
 from embedl_deploy.lowering.partitioning import Partition, partition, without
 from embedl_deploy.lowering.planning import describe_piece, plan_of
 from embedl_deploy.lowering.report import LoweringPlan, LoweringReport
+from embedl_deploy.lowering.settings import BuildSettings
 from embedl_deploy.lowering.simulation import refuse_simulated
 from embedl_deploy.lowering.stitch import Piece, boundary_values
+from embedl_deploy.lowering.whole import InParts, against_whole
+
+_JOINING_ROUNDS = 4
+"""Merged neighbours can be won by another engine, and merge again."""
 
 
 @dataclass(frozen=True)
@@ -91,36 +97,42 @@ def lower_graph(request: LoweringRequest) -> LoweredModule:
         ValueError: An engine is unknown, or an atomic group cannot run in one piece.
     """
     cut_graph = _cut(request)
-    built = _build_all(cut_graph, cut_graph.pieces, request.build, {})
-    cuts = without(cut_graph.partition, [one.piece.subgraph.name for one in built if not one.slot])
-    if any(one.slot and one.slot.label != one.piece.subgraph.engine for one in built):
-        joined = _joined(cut_graph, built, request)
-        if joined is not None:
-            cuts, built = joined
+    symbols = cut_graph.core.signature.symbols
+    settings = replace(request.build, symbols=symbols, allow_simulated=request.allow_simulated)
+    with Builder(cut_graph.candidates.engines, settings.started()) as builder:
+        built = _build_all(cut_graph, cut_graph.pieces, builder, {})
+        failed = [one.piece.subgraph.name for one in built if not one.slot]
+        parts = InParts(without(cut_graph.partition, failed), built)
+        parts = _joined(cut_graph, parts, builder, _atomic(cut_graph.core, request.atomic))
+        if settings.choose == "measure":
+            parts = against_whole(cut_graph.core, cut_graph.candidates, parts, builder)
     if not request.allow_simulated:
-        refuse_simulated(cuts.eager_nodes, built, cut_graph.candidates.refusals)
-    return _module(cut_graph, cuts, built, request)
+        eager = parts.partition.eager_nodes
+        refuse_simulated(eager, parts.built, cut_graph.candidates.refusals)
+    return _module(cut_graph, parts, request)
 
 
 def _joined(
-    cut_graph: _Cut, built: Sequence[Built], request: LoweringRequest
-) -> tuple[Partition, list[Built]] | None:
-    """Merges neighbours that ended with the same engine; None if that does not build."""
-    labels = {
-        node: (one.slot.label,)
-        for one in built
-        if one.slot is not None
-        for node in one.piece.subgraph.nodes
-    }
-    graph = cut_graph.core.module.graph
-    joined = partition(graph, labels, atomic=_atomic(cut_graph.core, request.atomic))
-    known = {frozenset(one.piece.subgraph.nodes): one for one in built}
-    pieces = cut(cut_graph.core.module, joined)
-    again = _build_all(cut_graph, pieces, request.build, known)
-    failed = [one for one in built if one.slot is None]
-    if any(one.slot is None or one.slot.label != one.piece.subgraph.engine for one in again):
-        return None
-    return joined, [*again, *failed]
+    cut_graph: _Cut, parts: InParts, builder: Builder, atomic: Sequence[Sequence[Node]]
+) -> InParts:
+    """Merges neighbours that ended with the same engine, as long as what they make builds."""
+    for _ in range(_JOINING_ROUNDS):
+        if all(not one.slot or one.slot.label == one.piece.subgraph.engine for one in parts.built):
+            break
+        labels = {
+            node: (one.slot.label,)
+            for one in parts.built
+            if one.slot is not None
+            for node in one.piece.subgraph.nodes
+        }
+        joined = partition(cut_graph.core.module.graph, labels, atomic=atomic)
+        known = {frozenset(one.piece.subgraph.nodes): one for one in parts.built}
+        again = _build_all(cut_graph, cut(cut_graph.core.module, joined), builder, known)
+        if any(one.slot is None for one in again):
+            break
+        failed = [one for one in parts.built if one.slot is None]
+        parts = InParts(joined, (*again, *failed))
+    return parts
 
 
 def _cut(request: LoweringRequest) -> _Cut:
@@ -156,38 +168,52 @@ def _atomic(core: CoreGraph, groups: Sequence[Sequence[str]]) -> list[list[Node]
 def _build_all(
     cut_graph: _Cut,
     pieces: Sequence[Piece],
-    settings: BuildSettings,
+    builder: Builder,
     known: Mapping[frozenset[Node], Built],
 ) -> list[Built]:
     """Builds every piece that is not known already, each on its own example inputs."""
     values = boundary_values(cut_graph.core.module, pieces, cut_graph.core.examples)
-    settings = replace(settings, symbols=cut_graph.core.signature.symbols)
-    takers, engines = cut_graph.candidates.takers, cut_graph.candidates.engines
+    new = [piece for piece in pieces if frozenset(piece.subgraph.nodes) not in known]
+    todo = {
+        piece.subgraph.name: (work_of(piece, values, builder), _labels(cut_graph, piece))
+        for piece in new
+    }
+    for work, labels in todo.values():
+        start_builds(work, labels, builder)
     built: list[Built] = []
     for piece in pieces:
+        name = piece.subgraph.name
         before = known.get(frozenset(piece.subgraph.nodes))
-        if before is not None:
-            name = piece.subgraph.name
+        if before is None:
+            built.append(build_piece(*todo[name], values, builder))
+        else:
             built.append(replace(before, piece=piece, report=replace(before.report, name=name)))
-            continue
-        first = piece.subgraph.engine
-        others = [label for label in engines if label != first]
-        labels = [first] + [
-            label
-            for label in others
-            if all(label in takers.get(node, ()) for node in piece.subgraph.nodes)
-        ]
-        built.append(build_piece(piece, engines, labels, values, settings))
     return built
 
 
-def _module(
-    cut_graph: _Cut, joined: Partition, built: Sequence[Built], request: LoweringRequest
-) -> LoweredModule:
+def _labels(cut_graph: _Cut, piece: Piece) -> list[str]:
+    """Returns the engines that take all of a piece, its own first."""
+    takers, engines = cut_graph.candidates.takers, cut_graph.candidates.engines
+    first = piece.subgraph.engine
+    others = [label for label in engines if label != first]
+    return [first] + [
+        label
+        for label in others
+        if all(label in takers.get(node, ()) for node in piece.subgraph.nodes)
+    ]
+
+
+def _module(cut_graph: _Cut, parts: InParts, request: LoweringRequest) -> LoweredModule:
+    cuts, built = parts.partition, parts.built
     slots = {one.piece.subgraph.name: one.slot for one in built if one.slot is not None}
-    plan = plan_of([one.report for one in built], joined.eager_nodes, cut_graph.candidates.refusals)
+    plan = plan_of([one.report for one in built], cuts.eager_nodes, cut_graph.candidates.refusals)
     report = LoweringReport(
-        plan.subgraphs, plan.eager_nodes, plan.refusals, plan.recommendations, request.notes
+        plan.subgraphs,
+        plan.eager_nodes,
+        plan.refusals,
+        plan.recommendations,
+        request.notes,
+        parts.measurements,
     )
-    assembly = Assembly(cut_graph.core, joined, cut(cut_graph.core.module, joined), slots)
+    assembly = Assembly(cut_graph.core, cuts, cut(cut_graph.core.module, cuts), slots)
     return LoweredModule(assembly, report, fallback=request.fallback)

@@ -57,6 +57,15 @@ class Measurement:
     reason: str = ""
     """Why it was dropped, empty if it was not."""
 
+    build_seconds: float = 0.0
+    artifact_bytes: int | None = None
+    """Bytes of files and tensors that saving it takes; None if it cannot be saved."""
+
+    resident_bytes: int | None = None
+    """By how much the process grew when it was loaded, memory that earlier builds gave back and
+    that was used again not counted; None where it is compiled just in time, or the system does
+    not tell."""
+
 
 @dataclass(frozen=True)
 class SubgraphReport:
@@ -73,6 +82,14 @@ class SubgraphReport:
     inputs: tuple[BoundaryValue, ...]
     outputs: tuple[BoundaryValue, ...]
     build_seconds: float = 0.0
+    """Seconds to build and check it, or to load and check it if ``from_cache``."""
+
+    from_cache: bool = False
+    """Whether the engine was built by an earlier run, and only loaded."""
+
+    artifact_bytes: int | None = None
+    """Bytes of files and tensors that saving the engine takes; None if it cannot be saved."""
+
     kernels: Mapping[str, int] = field(default_factory=dict[str, int])
     """How many kernels of each kind one call runs, where the engine counts them."""
 
@@ -137,6 +154,9 @@ class LoweringReport(LoweringPlan):
     """What ``lower`` did."""
 
     notes: tuple[str, ...] = ()
+    whole: tuple[Measurement, ...] = ()
+    """With ``choose="measure"``: the graph in parts against each engine that takes all of it."""
+
     fallback_counts: FallbackCounts = field(default_factory=FallbackCounts, compare=False)
 
     @property
@@ -163,6 +183,7 @@ class LoweringReport(LoweringPlan):
         values = {name: getattr(self, name) for name in ("eager_nodes", "recommendations", "notes")}
         return {
             **values,
+            "whole": [asdict(measurement) for measurement in self.whole],
             "subgraphs": [asdict(subgraph) for subgraph in self.subgraphs],
             "refusals": [asdict(refusal) for refusal in self.refusals],
             "coverage": self.coverage,

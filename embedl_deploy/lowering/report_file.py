@@ -19,12 +19,12 @@ _RECORDS: Mapping[str, Callable[..., object]] = {
     kind.__name__: kind
     for kind in (BoundaryValue, FailedBuild, Measurement, NodeRefusal, SubgraphReport)
 }
-_FIELDS = ("subgraphs", "eager_nodes", "refusals", "recommendations", "notes")
+_FIELDS = ("subgraphs", "eager_nodes", "refusals", "recommendations", "notes", "whole")
 
 
 def report_to_json(report: LoweringReport) -> Json:
     """Returns the report as JSON, without its counts of fallbacks: a loaded model starts at 0."""
-    return {name: _to_json(getattr(report, name)) for name in _FIELDS}
+    return {name: record_to_json(getattr(report, name), {}) for name in _FIELDS}
 
 
 def report_from_json(data: Json) -> LoweringReport:
@@ -40,26 +40,34 @@ def report_from_json(data: Json) -> LoweringReport:
         raise CheckpointError(f"the saved report is damaged: {error}") from error
 
 
-def _to_json(value: object) -> Json:
-    if type(value) in _RECORDS.values():
-        inner = {name: _to_json(item) for name, item in vars(value).items()}
+def record_to_json(value: object, more: Mapping[str, Callable[..., object]]) -> Json:
+    """Returns a report's record as JSON; ``more`` are further dataclasses by name."""
+    if type(value).__name__ in {**_RECORDS, **more}:
+        inner = {name: record_to_json(item, more) for name, item in vars(value).items()}
         return {"$record": type(value).__name__, "fields": inner}
     if isinstance(value, (tuple, list)):
-        return [_to_json(item) for item in cast("Sequence[object]", value)]
+        return [record_to_json(item, more) for item in cast("Sequence[object]", value)]
     return encode(value)
 
 
-def _from_json(value: Json) -> object:
+def record_from_json(value: Json, more: Mapping[str, Callable[..., object]]) -> object:
+    """Returns the record that ``record_to_json`` was given.
+
+    Raises:
+        CheckpointError: The JSON is damaged.
+        KeyError: It names a class that is not known.
+        TypeError: Its fields are not those of the class.
+    """
     if isinstance(value, dict) and "$record" in value:
-        kind = _RECORDS[str(value["$record"])]
+        kind = {**_RECORDS, **more}[str(value["$record"])]
         inner = fields(value.get("fields"), "record")
-        return kind(**{name: _from_json(item) for name, item in inner.items()})
+        return kind(**{name: record_from_json(item, more) for name, item in inner.items()})
     if isinstance(value, list):
-        return _tuple(value)
+        return tuple(record_from_json(item, more) for item in value)
     return decode(value)
 
 
 def _tuple(value: Json) -> tuple[object, ...]:
     if not isinstance(value, list):
         raise CheckpointError("the saved report is damaged")
-    return tuple(_from_json(item) for item in value)
+    return tuple(record_from_json(item, {}) for item in value)
