@@ -6,8 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from benchmarks.zoo.decoder_families import DECODERS
 from benchmarks.zoo.families import FIRST
 from benchmarks.zoo.more_families import MORE
+from benchmarks.zoo.speech_families import SPEECH_AND_OTHERS
+from benchmarks.zoo.vision_families import VISION
 from embedl_deploy.cli.torchvision_schemas import define_torchvision_schemas
 
 TIMM = (
@@ -23,6 +26,8 @@ TIMM = (
     "swinv2_tiny_window8_256", "tinynet_e", "twins_pcpvt_small", "vgg11_bn", "visformer_tiny",
     "vit_tiny_patch16_224", "volo_d1_224", "xcit_nano_12_p16_224",
 )  # fmt: skip
+
+_FAMILIES = {**FIRST, **MORE, **DECODERS, **VISION, **SPEECH_AND_OTHERS}
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def zoo() -> Iterator[Case]:
     define_torchvision_schemas()
     yield from _torchvision()
     yield from _timm()
-    for name, family in {**FIRST, **MORE}.items():
+    for name, family in _FAMILIES.items():
         yield Case(
             f"transformers/{name}",
             family.build,

@@ -1,11 +1,10 @@
 """Small-config Hugging Face models: one per family, random weights, no download."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
-from torch import nn
 
+from benchmarks.zoo.family import Family
 from benchmarks.zoo.inputs import (
     DECODER,
     IMAGE,
@@ -21,29 +20,6 @@ from benchmarks.zoo.inputs import (
     text,
     wave,
 )
-
-Inputs = Callable[[], Mapping[str, object]]
-
-
-@dataclass(frozen=True)
-class Family:
-    """How to build one small model of a family, and what to call it with."""
-
-    config: str
-    model: str
-    settings: Mapping[str, object]
-    inputs: Inputs
-    in_float64: bool = False
-    """Compared in float64: the model chooses by top-k or argmax."""
-
-    def build(self) -> nn.Module:
-        """Returns the model with random weights, in eval mode."""
-        import transformers
-
-        config = getattr(transformers, self.config)(**self.settings)
-        torch.manual_seed(0)
-        return getattr(transformers, self.model)(config).eval()
-
 
 FIRST: Mapping[str, Family] = {
     "bert": Family("BertConfig", "BertModel", WIDE, text),

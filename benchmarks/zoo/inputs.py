@@ -14,6 +14,36 @@ IMAGE = {
     "patch_size": 8,
 }
 
+BRANCHES = {
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+}
+SEQUENCES = {**BRANCHES, "vocab_size": 128, "use_cache": False, "pad_token_id": 0}
+SPEECH = {
+    **WIDE,
+    "conv_dim": [32] * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+SMALL_RESNET = {
+    "embedding_size": 16,
+    "hidden_sizes": [16, 32, 32, 32],
+    "depths": [1, 1, 1, 1],
+}
+SMALL_SWIN = {
+    "embed_dim": 16,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [1, 2, 2, 4],
+    "window_size": 4,
+    "image_size": 64,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+
 
 def ids(length: int = 16) -> Tensor:
     """Returns token ids of two sentences."""
@@ -38,6 +68,17 @@ def plain_text() -> Mapping[str, object]:
 def pair() -> Mapping[str, object]:
     """Returns sentences for an encoder and a decoder."""
     return {"input_ids": ids(), "decoder_input_ids": ids(8)}
+
+
+def masked_pair() -> Mapping[str, object]:
+    """Returns sentences for an encoder and a decoder, with their masks."""
+    masks = {"attention_mask": (2, 16), "decoder_attention_mask": (2, 8)}
+    return {**pair(), **{name: torch.ones(n, dtype=torch.long) for name, n in masks.items()}}
+
+
+def captioned() -> Mapping[str, object]:
+    """Returns two images of 32 × 32, each with a sentence."""
+    return {**image(), **text()}
 
 
 def image() -> Mapping[str, object]:

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 
 import torch
 
-from benchmarks.zoo.families import Family
+from benchmarks.zoo.family import Family
 from benchmarks.zoo.inputs import (
+    BRANCHES,
     DECODER,
     IMAGE,
+    SEQUENCES,
+    SPEECH,
     WIDE,
     ids,
     image,
@@ -19,22 +22,6 @@ from benchmarks.zoo.inputs import (
     wave,
 )
 
-_HEADS = {
-    "d_model": 64,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 128,
-    "decoder_ffn_dim": 128,
-}
-_SEQUENCES = {**_HEADS, "vocab_size": 128, "use_cache": False, "pad_token_id": 0}
-_SPEECH = {
-    **WIDE,
-    "conv_dim": [32] * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
 _GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128}
 
 MORE: Mapping[str, Family] = {
@@ -103,7 +90,7 @@ MORE: Mapping[str, Family] = {
         },
         plain_text,
     ),
-    "pegasus": Family("PegasusConfig", "PegasusModel", _SEQUENCES, pair),
+    "pegasus": Family("PegasusConfig", "PegasusModel", SEQUENCES, pair),
     "prophetnet": Family(
         "ProphetNetConfig",
         "ProphetNetModel",
@@ -124,7 +111,7 @@ MORE: Mapping[str, Family] = {
         "DetrConfig",
         "DetrModel",
         {
-            **_HEADS,
+            **BRANCHES,
             "use_timm_backbone": False,
             "use_pretrained_backbone": False,
             "backbone": None,
@@ -176,14 +163,12 @@ MORE: Mapping[str, Family] = {
         {**WIDE, "visual_embed": False, "coordinate_size": 8, "shape_size": 16},
         lambda: {"input_ids": ids(), "bbox": torch.ones(2, 16, 4, dtype=torch.long)},
     ),
-    "wavlm": Family("WavLMConfig", "WavLMModel", _SPEECH, wave),
-    "wav2vec2_conformer": Family(
-        "Wav2Vec2ConformerConfig", "Wav2Vec2ConformerModel", _SPEECH, wave
-    ),
+    "wavlm": Family("WavLMConfig", "WavLMModel", SPEECH, wave),
+    "wav2vec2_conformer": Family("Wav2Vec2ConformerConfig", "Wav2Vec2ConformerModel", SPEECH, wave),
     "speech_to_text": Family(
         "Speech2TextConfig",
         "Speech2TextModel",
-        {**_SEQUENCES, "input_feat_per_channel": 16, "conv_channels": 32},
+        {**SEQUENCES, "input_feat_per_channel": 16, "conv_channels": 32},
         lambda: {"input_features": noise(2, 40, 16), "decoder_input_ids": ids(8)},
     ),
     "patchtst": Family(
