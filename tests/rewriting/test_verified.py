@@ -156,6 +156,30 @@ def test_without_verification_a_change_of_parameters_is_an_error() -> None:
         transform(model(), (IMAGE,), patterns=[ScaleInPlaceByTorch])
 
 
+class SetsNewWeight(ScaleInPlace):
+    """The same by a new parameter, and another setting, in the layer that other calls share."""
+
+    def replace(self, match: PatternMatch) -> Node:
+        conv = match.module("conv", nn.Conv2d)
+        conv.weight = nn.Parameter(conv.weight * 2.0)
+        conv.stride = (2, 2)
+        return match["conv"]
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_layer_that_a_rewrite_changes_is_as_it_was(verify: bool) -> None:
+    graph = trace(model(), (IMAGE,))
+    before = graph(IMAGE)
+
+    result = transform(graph, (IMAGE,), patterns=[SetsNewWeight], verify=verify)
+
+    reasons = [site.reason or "" for site in result.report.refusals()]
+    assert len(reasons) == 2
+    assert all("changed conv" in text and ".weight and conv" in text for text in reasons)
+    assert torch.equal(graph(IMAGE), before)
+    assert torch.equal(result.model(IMAGE), before)
+
+
 def _divides_by_three(node: Node) -> bool:
     return 3.0 in node.args
 
