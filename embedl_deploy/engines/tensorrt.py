@@ -18,7 +18,12 @@ from embedl_deploy.engines.onnx_file import LARGEST_IN_ONE_FILE, write_onnx
 from embedl_deploy.engines.program import split_sample
 from embedl_deploy.engines.tensorrt_builder import built_engine, request_for
 from embedl_deploy.engines.tensorrt_config import TensorRTEngineConfig
-from embedl_deploy.engines.tensorrt_library import missing_packages, require_packages, why_not
+from embedl_deploy.engines.tensorrt_library import (
+    missing_packages,
+    require_packages,
+    tensorrt,
+    why_not,
+)
 from embedl_deploy.engines.tensorrt_profiles import profiles_of
 from embedl_deploy.engines.tensorrt_runtime import TensorRTProgram
 from embedl_deploy.engines.tensorrt_torch import compile_ahead, compile_just_in_time, load_ahead
@@ -111,7 +116,8 @@ class TensorRTEngine(Engine):
                 external_above=LARGEST_IN_ONE_FILE,
             )
             profiles = profiles_of(written.form, written.names, sample)
-            content = built_engine(request_for(written, profiles, self.config, device))
+            request = request_for(written, profiles, self.config, device)
+            content = built_engine(request, tensorrt())
         self._file.write_bytes(content)
         self._form, self._names = written.form, written.names
 

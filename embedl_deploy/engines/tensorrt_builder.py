@@ -23,7 +23,6 @@ from embedl_deploy.engines.tensorrt_library import (
     Polygraphy,
     polygraphy,
     quiet_polygraphy,
-    tensorrt,
 )
 from embedl_deploy.engines.tensorrt_profiles import InputProfile
 from embedl_deploy.errors import BuildError
@@ -54,29 +53,41 @@ def request_for(
     return BuildRequest(file, profiles, config, target)
 
 
-def built_engine(request: BuildRequest) -> bytes:
+def built_engine(
+    request: BuildRequest,
+    library: Library,
+    build: "Build | None" = None,
+    refit: "Refit | None" = None,
+) -> bytes:
     """Returns the engine: from the cache, refitted from the cache, or built.
+
+    Args:
+        request: What it is built from.
+        library: TensorRT.
+        build: Builds it; None: TensorRT does.
+        refit: Gives a cached engine the weights of a file, or None where that cannot be done.
 
     Raises:
         BuildError: TensorRT cannot build it.
     """
-    library = tensorrt()
+    build, refit = build or build_engine, refit or refitted_engine
     folder = request.config.engine_cache
-    cache = None if folder is None else EngineCache(Path(folder))
-    if cache is None:
-        return _build(request, library)
-    settings = key_settings(request, library.__version__)
+    if folder is None:
+        return build(request, library)
+    cache, settings = EngineCache(Path(folder)), key_settings(request, library.__version__)
     key = content_key(request.file.path, request.file.data, settings)
     content = cache.read(key)
     if content is not None:
         return content
-    alike = structure_key(request.file.path, settings)
     if request.config.refittable:
-        content = _refitted(cache.read(alike), request.file.path, library)
-    if content is None:
-        content = _build(request, library)
-        if request.config.refittable:
+        alike = structure_key(request.file.path, settings)
+        known = cache.read(alike)
+        content = None if known is None else refit(known, request.file.path, library)
+        if content is None:
+            content = build(request, library)
             cache.write(alike, content)
+    else:
+        content = build(request, library)
     cache.write(key, content)
     return content
 
@@ -119,7 +130,12 @@ def polygraphy_profiles(
     return [profile] if varying else []
 
 
-def _build(request: BuildRequest, library: Library) -> bytes:
+def build_engine(request: BuildRequest, library: Library) -> bytes:
+    """Returns what TensorRT builds of a strongly typed network.
+
+    Raises:
+        BuildError: It cannot.
+    """
     loaders = polygraphy()
     try:
         with quiet_polygraphy():
@@ -150,10 +166,8 @@ def _keep_timings(path: Path, config: "_BuilderConfig") -> None:
     merge_timings(path, merged)
 
 
-def _refitted(content: bytes | None, path: Path, library: Library) -> bytes | None:
-    """Returns an engine with the weights of ``path``; None where that cannot be done."""
-    if content is None:
-        return None
+def refitted_engine(content: bytes, path: Path, library: Library) -> bytes | None:
+    """Returns an engine with the weights of an ONNX file; None where that cannot be done."""
     logger = library.Logger(library.Logger.Severity.ERROR)
     engine = library.Runtime(logger).deserialize_cuda_engine(content)
     if engine is None:
@@ -164,6 +178,10 @@ def _refitted(content: bytes | None, path: Path, library: Library) -> bytes | No
     if refitter.get_missing_weights() or not refitter.refit_cuda_engine():
         return None
     return bytes(engine.serialize())
+
+
+Build = Callable[[BuildRequest, Library], bytes]
+Refit = Callable[[bytes, Path, Library], bytes | None]
 
 
 class _TimingCache(Protocol):

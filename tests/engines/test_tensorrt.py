@@ -18,6 +18,7 @@ from embedl_deploy.engines.onnx_file import OnnxFile, write_onnx
 from embedl_deploy.engines.tensorrt_builder import (
     BuildRequest,
     builder_settings,
+    built_engine,
     key_settings,
     polygraphy_profiles,
 )
@@ -342,3 +343,46 @@ def test_timings_of_several_builds_are_merged_and_none_is_lost(tmp_path: Path) -
 
     expected = {f"{worker}:{step}" for worker, step in itertools.product(range(4), range(20))}
     assert set(read_timings(path).decode().split()) == expected
+
+
+class Workshop:
+    """Stands where TensorRT builds and refits, and notes what it was asked for."""
+
+    def __init__(self, *, can_refit: bool = True) -> None:
+        self.can_refit = can_refit
+        self.asked: list[str] = []
+
+    def engine(self, config: TensorRTEngineConfig, file: OnnxFile) -> bytes:
+        made = request(config, file)
+        return built_engine(made, cast("Library", Named), self.build, self.refit)
+
+    def build(self, made: BuildRequest, _library: Library) -> bytes:
+        self.asked.append("build")
+        return b"built of " + made.file.path.name.encode()
+
+    def refit(self, content: bytes, path: Path, _library: Library) -> bytes | None:
+        self.asked.append("refit")
+        return content + b", weights of " + path.name.encode() if self.can_refit else None
+
+
+@pytest.mark.parametrize(
+    ("refittable", "can_refit", "asked", "second"),
+    [
+        (False, True, ["build", "build"], b"built of b.onnx"),
+        (True, True, ["build", "refit"], b"built of a.onnx, weights of b.onnx"),
+        (True, False, ["build", "refit", "build"], b"built of b.onnx"),
+    ],
+)
+def test_the_cache_saves_builds_and_takes_new_weights(
+    refittable: bool, can_refit: bool, asked: list[str], second: bytes, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "engines")
+    config = TensorRTEngineConfig(engine_cache=folder, refittable=refittable)
+    workshop = Workshop(can_refit=can_refit)
+    first_file = onnx_of(two_layers(), tmp_path / "a.onnx")
+    second_file = onnx_of(two_layers(scale=1.5), tmp_path / "b.onnx")
+
+    engines = [workshop.engine(config, file) for file in (first_file, second_file) * 2]
+
+    assert engines == [b"built of a.onnx", second] * 2
+    assert workshop.asked == asked

@@ -1,0 +1,147 @@
+"""Every engine in every state: what may be called, and what is said where something may not."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from embedl_deploy.engines import (
+    EagerEngine,
+    Engine,
+    EngineState,
+    InductorEngine,
+    InductorEngineConfig,
+    OnnxRuntimeEngine,
+    OpenVINOEngine,
+    TensorRTEngine,
+    TensorRTEngineConfig,
+    TorchAOEngine,
+)
+from embedl_deploy.engines.onnx_file import write_onnx
+
+X = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+ADMITTED = {
+    EngineState.INIT: {"build"},
+    EngineState.ACTIVE: {"infer", "activate", "deactivate", "to_dict"},
+    EngineState.INACTIVE: {"activate", "deactivate", "to_dict"},
+    EngineState.CHECKPOINT_LOADED: {"activate", "deploy"},
+    EngineState.DEPLOYED: {"infer"},
+}
+CALLS: dict[str, Callable[[Engine], object]] = {
+    "build": lambda engine: engine.build(linear(), None, [(X,)]),
+    "infer": lambda engine: engine.infer(X),
+    "activate": lambda engine: engine.activate(),
+    "deactivate": lambda engine: engine.deactivate(),
+    "deploy": lambda engine: engine.deploy(None),
+    "to_dict": lambda engine: engine.to_dict(),
+}
+ENGINES = [
+    pytest.param(EagerEngine, id="eager"),
+    pytest.param(lambda: InductorEngine(InductorEngineConfig(ahead_of_time=False)), id="jit"),
+    pytest.param(InductorEngine, id="inductor", marks=pytest.mark.slow),
+    pytest.param(TorchAOEngine, id="torchao"),
+    pytest.param(OnnxRuntimeEngine, id="onnxruntime"),
+    pytest.param(OpenVINOEngine, id="openvino"),
+]
+Maker = Callable[[], Engine]
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 8), nn.ReLU()).eval()
+
+
+@pytest.fixture(name="made", scope="module", params=ENGINES)
+def made_fixture(request: pytest.FixtureRequest) -> tuple[Engine, Maker]:
+    """A built engine, and what makes one like it that is not built."""
+    maker = cast("Maker", request.param)
+    return maker().build(linear(), None, [(X,)]), maker
+
+
+def in_state(made: tuple[Engine, Maker], state: EngineState) -> Engine:
+    """Returns an engine in ``state``; the built one is built only once."""
+    built, maker = made
+    if state is EngineState.INIT:
+        return maker()
+    if state in (EngineState.ACTIVE, EngineState.INACTIVE):
+        built.activate()
+        if state is EngineState.INACTIVE:
+            built.deactivate()
+        return built
+    loaded = type(built).from_dict(linear(), built.to_dict())
+    if state is EngineState.DEPLOYED:
+        loaded.deploy(None)
+    return loaded
+
+
+def refused(engine: Engine, state: EngineState) -> list[str]:
+    """Returns the calls that are refused with the name of the engine and of the call."""
+    found: list[str] = []
+    for call, run in CALLS.items():
+        if call in ADMITTED[state]:
+            continue
+        with pytest.raises(RuntimeError, match=rf"{type(engine).__name__}\.{call}\(\) does not go"):
+            run(engine)
+        assert engine.state is state
+        found.append(call)
+    return found
+
+
+@pytest.mark.parametrize("state", list(EngineState))
+def test_what_a_state_does_not_admit_is_refused(
+    made: tuple[Engine, Maker], state: EngineState
+) -> None:
+    engine = in_state(made, state)
+
+    assert engine.state is state
+    assert engine.is_active is (state in (EngineState.ACTIVE, EngineState.DEPLOYED))
+    assert set(refused(engine, state)) == set(CALLS) - ADMITTED[state]
+
+
+def test_every_way_to_run_gives_the_same_values(made: tuple[Engine, Maker]) -> None:
+    first = in_state(made, EngineState.ACTIVE).infer(X)
+    in_state(made, EngineState.INACTIVE).activate()
+    rested = made[0].infer(X)
+    loaded = in_state(made, EngineState.CHECKPOINT_LOADED)
+    loaded.activate()
+    deployed = in_state(made, EngineState.DEPLOYED)
+
+    assert isinstance(first, Tensor)
+    for again in (rested, loaded.infer(X), deployed.infer(X)):
+        assert isinstance(again, Tensor)
+        assert torch.equal(again, first)
+    with torch.no_grad():
+        assert torch.allclose(first, linear()(X), atol=2e-2)
+    assert deployed.device == made[0].device == torch.device("cpu")
+
+
+def test_a_state_of_another_class_is_refused(made: tuple[Engine, Maker]) -> None:
+    state = {**in_state(made, EngineState.ACTIVE).to_dict(), Engine.STATE_ENGINE: "OtherEngine"}
+
+    with pytest.raises(ValueError, match="cannot load the state of a OtherEngine"):
+        type(made[0]).from_dict(linear(), state)
+
+
+@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="engines would run, on CUDA")
+@pytest.mark.parametrize("state", [EngineState.INIT, EngineState.CHECKPOINT_LOADED])
+def test_tensorrt_keeps_to_its_states_without_its_library(
+    state: EngineState, tmp_path: Path
+) -> None:
+    engine = TensorRTEngine()
+    if state is EngineState.CHECKPOINT_LOADED:
+        written = write_onnx(linear(), (X,), tmp_path / "model.onnx")
+        saved: dict[str, object] = {
+            TensorRTEngine.STATE_ENGINE: "TensorRTEngine",
+            TensorRTEngine.STATE_CONFIG: TensorRTEngineConfig().to_dict(),
+            TensorRTEngine.STATE_DEVICE: "cuda",
+            TensorRTEngine.STATE_FILE: tmp_path / "model.engine",
+            TensorRTEngine.STATE_FORM: written.form.to_dict(),
+            TensorRTEngine.STATE_NAMES: list(written.names),
+        }
+        engine = TensorRTEngine.from_dict(None, saved)
+
+    assert set(refused(engine, state)) == set(CALLS) - ADMITTED[state]
