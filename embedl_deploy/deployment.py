@@ -1,6 +1,5 @@
 """Lowers a model to the engines of a backend, saves the result and loads it again."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -179,9 +178,6 @@ def _request(
     atomic: Sequence[Sequence[str]],
 ) -> LoweringRequest:
     graph = _traced(source)
-    signature = None
-    if not isinstance(source.model, (GraphModule, ExportedProgram)):
-        signature = inspect.signature(source.model.forward)
     general, pins = _engine_order(engines, backend, record_of(graph).backend)
     return LoweringRequest(
         graph_module=convert(graph),
@@ -191,7 +187,7 @@ def _request(
         pins=pins,
         min_nodes=min_nodes,
         atomic=atomic,
-        python_signature=signature,
+        python_signature=record_of(graph).signature,
         notes=tuple(record_of(graph).notes),
     )
 

@@ -187,6 +187,34 @@ def test_a_graph_of_an_earlier_stage_keeps_its_declared_ranges(block: Block) -> 
         lowered(torch.zeros(9, 4))
 
 
+class Scaled(nn.Module):
+    """Has defaults of both kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, scale: float = 2.0) -> Tensor:
+        y = self.linear(x) * scale
+        return y if mask is None else y * mask
+
+
+@pytest.mark.parametrize("given", [(), (None,)])
+def test_a_graph_of_an_earlier_stage_keeps_the_defaults_of_forward(given: tuple[None, ...]) -> None:
+    model = Scaled().eval()
+    with use_backend("inductor"):
+        quantized = quantize(model, (X, *given), forward_loop=lambda traced: traced(X, *given))
+
+    lowered = lower(quantized, (X, *given), engines="eager", allow_simulated=True)
+
+    assert list(lowered.signature.parameters) == ["x", "mask", "scale"]
+    expected = lowered(X, *given)
+    for args, kwargs in (((X,), {}), ((X, None), {}), ((), {"x": X, "scale": 2.0})):
+        assert torch.equal(lowered(*args, **kwargs), expected)
+    with pytest.raises(InputError, match="scale"):
+        lowered(X, scale=3.0)
+
+
 def test_a_model_in_training_mode_is_refused(block: Block) -> None:
     with pytest.raises(PreconditionError, match=r"call model\.eval\(\)"):
         lower(block.train(), (X,), engines="eager")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from inspect import Signature
 from typing import Protocol
 
 from torch import Tensor
@@ -70,6 +71,9 @@ class GraphRecord:
     def __getstate__(self) -> dict[str, object]:
         # A loader holds the graph before the rewrite and the patterns: it stays in its process.
         return {**vars(self), "loader": None}
+
+    signature: Signature | None = None
+    """Names, kinds and defaults of what the model's own ``forward`` takes; None: not known."""
 
     def __copy__(self) -> "GraphRecord":
         """Returns a record that can be added to without changing this one."""

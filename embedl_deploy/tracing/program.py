@@ -2,6 +2,7 @@
 # torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """A flat ATen graph together with the tensors it reads, before it becomes a module again."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import cast
@@ -14,7 +15,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils._pytree import TreeSpec
 
 from embedl_deploy.errors import TracingError
-from embedl_deploy.graph.record import GraphRecord
+from embedl_deploy.graph.record import GraphRecord, has_record, record_of
 from embedl_deploy.tracing.ranges import declared_ranges
 
 _STATE_KINDS = (
@@ -55,12 +56,25 @@ class Program:
 
     record: GraphRecord = field(default_factory=GraphRecord)
 
+    def __post_init__(self) -> None:
+        if self.record.signature is None and isinstance(self.origin, nn.Module):
+            self.record.signature = _forward_signature(self.origin)
+
     def names_of(self) -> dict[int, list[str]]:
         """Returns every name of each tensor, by ``id``: tied tensors have several."""
         names: dict[int, list[str]] = {}
         for name, state in self.state.items():
             names.setdefault(id(state.tensor), []).append(name)
         return names
+
+
+def _forward_signature(model: nn.Module) -> inspect.Signature | None:
+    """Returns names, kinds and defaults of what ``forward`` takes, without annotations."""
+    if isinstance(model, GraphModule):
+        return record_of(model).signature if has_record(model) else None
+    parameters = inspect.signature(model.forward).parameters.values()
+    bare = [inspect.Parameter(p.name, p.kind, default=p.default) for p in parameters]
+    return inspect.Signature(bare)
 
 
 def program_of_export(exported: ExportedProgram, origin: nn.Module | None) -> Program:
