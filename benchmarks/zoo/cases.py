@@ -1,4 +1,4 @@
-"""The models of the zoo: every torchvision classifier and segmenter, timm, Hugging Face."""
+"""The models of the zoo: torchvision's classifiers and segmenters, timm, Hugging Face, others."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from benchmarks.zoo.families import FIRST
 from benchmarks.zoo.more_families import MORE
 from benchmarks.zoo.speech_families import SPEECH_AND_OTHERS
 from benchmarks.zoo.vision_families import VISION
+from benchmarks.zoo.written import WRITTEN
 from embedl_deploy.cli.torchvision_schemas import define_torchvision_schemas
 
 TIMM = (
@@ -57,6 +58,8 @@ def zoo() -> Iterator[Case]:
             lambda _, family=family: ((), family.inputs()),
             family.in_float64,
         )
+    for name, (build, inputs) in WRITTEN.items():
+        yield Case(f"written/{name}", _seeded(build), lambda _, inputs=inputs: (inputs, {}))
 
 
 def _torchvision() -> Iterator[Case]:
