@@ -58,6 +58,14 @@ def shared_inputs(node: Node) -> tuple[Node, ...]:
     return ()
 
 
+def carrier_kind(node: Node) -> str:
+    """Returns ``"concat"``, ``"max-pool"`` or ``"reshape"`` for a node with ``shared_inputs``."""
+    if op_name(node) in _JOINS:
+        return "concat"
+    is_pool = op_name(node) in _MAX_POOLS or isinstance(module_of(node), MAX_POOLS)
+    return "max-pool" if is_pool else "reshape"
+
+
 def carries_values(node: Node) -> bool:
     """Tells whether the output of ``node`` holds values of its inputs and nothing else."""
     return op_name(node) in _PARTS or bool(shared_inputs(node))

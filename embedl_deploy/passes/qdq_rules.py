@@ -67,23 +67,19 @@ def one_quantizer_per_tensor(view: QdqView, target: Target) -> Iterator[QdqFindi
 
 
 def shared_scales(view: QdqView, target: Target) -> Iterator[QdqFinding]:
-    """QDQ003: reshapes, max-pooling and concatenation keep the scale of their inputs."""
+    """QDQ003: reshapes, max-pooling and concatenation that read codes keep their scale."""
     del target
-    by_value = roundings_by_value(view)
     for rounding in view.roundings.values():
         assert rounding.value is not None
         for source in sources_sharing(rounding.value):
-            known = [*by_value.get(source, ())]
-            if source in view.roundings:
-                known.append(view.roundings[source])
-            for other in known:
-                if not rounding.same_codes(other):
-                    yield _finding(
-                        "QDQ003",
-                        rounding.node,
-                        f"{rounding}, but %{other.node.name} before the {_kind(rounding.value)} "
-                        f"has {other}: the op runs on codes, its ends must share one scale",
-                    )
+            other = view.roundings.get(source)
+            if other is not None and not rounding.same_codes(other):
+                yield _finding(
+                    "QDQ003",
+                    rounding.node,
+                    f"{rounding}, but %{other.node.name} before the {_kind(rounding.value)} has "
+                    f"{other}: the op runs on codes, its ends must share one scale",
+                )
 
 
 def target_formats(view: QdqView, target: Target) -> Iterator[QdqFinding]:

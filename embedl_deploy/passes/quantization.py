@@ -1,6 +1,7 @@
 """The stage that makes a graph ready for low precision: smooth, insert, calibrate."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -10,6 +11,7 @@ from embedl_deploy.graph.record import record_of
 from embedl_deploy.graph.traced_module import with_own_modules
 from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.passes.insertion import accepted_dtypes, insert_quantizers
+from embedl_deploy.passes.scale_sharing import share_scales
 from embedl_deploy.quantization.config import QuantConfig
 from embedl_deploy.quantization.placement import Placement
 from embedl_deploy.quantization.weights import WeightFakeQuantize
@@ -64,7 +66,9 @@ def quantize_graph(
     if matches is None:
         matches = find_matches(graph_module, backend.quantized_patterns)
     here = tuple(_transferred(match, graph_module) for match in _in_a_row(matches))
-    return insert_quantizers(graph_module, here, config, placement)
+    record = insert_quantizers(graph_module, here, config, placement)
+    shared = share_scales(graph_module, placement)
+    return replace(record, notes=(*record.notes, *shared))
 
 
 def placement_of(backend: Backend) -> Placement:

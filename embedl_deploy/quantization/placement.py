@@ -32,7 +32,8 @@ class Placement:
     activation_precisions: tuple[Precision, ...] = (Precision.INT8,)
     weight_precisions: tuple[Precision, ...] = (Precision.INT8,)
     decisions: Mapping[str, Decision] = field(default_factory=lambda: MappingProxyType({}))
-    """By the name of a quantized pattern. A pattern without one is applied."""
+    """By the name of a quantized pattern, or ``share-through-reshape``, ``share-through-max-pool``
+    and ``share-through-concat``. One that is not named is applied, except for concatenation."""
 
     def __post_init__(self) -> None:
         if self.activation_dtype not in (torch.int8, torch.uint8):
@@ -44,4 +45,12 @@ class Placement:
 
     def decision(self, pattern: str) -> Decision:
         """Returns the table's word on the operands that a pattern names."""
-        return self.decisions.get(pattern, Decision(quantized=True, reason="the target runs it"))
+        known = _CONCAT if pattern == "share-through-concat" else _RUNS
+        return self.decisions.get(pattern, known)
+
+
+_RUNS = Decision(quantized=True, reason="the target runs it")
+_CONCAT = Decision(
+    quantized=False,
+    reason="one scale for all its operands would be the coarsest of theirs, for each reader",
+)
