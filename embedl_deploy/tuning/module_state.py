@@ -75,10 +75,6 @@ def tuned_from_dict(
             "is loaded for: load the weights that were tuned first, or tune again"
         )
     target = _device(state.get("device"), device)
-    notes = state.get("notes")
-    report = TuningReport(
-        name, notes=tuple(str(note) for note in cast("list[object]", notes)) if notes else ()
-    )
     graphs = state.get("graphs")
     if not isinstance(graphs, Sequence) or isinstance(graphs, (str, bytes)):
         raise CheckpointError(f"the saved state of {name!r} lacks its graphs")
@@ -86,7 +82,9 @@ def tuned_from_dict(
         replace(graph_from_dict(entry), model=_loaded(entry, options, target))
         for entry in (_mapping(item) for item in cast("Sequence[object]", graphs))
     ]
-    return SavedTuning(replace(report, graphs=tuple(tuned)), target)
+    notes = state.get("notes")
+    lines = cast("list[object]", notes) if isinstance(notes, list) else []
+    return SavedTuning(TuningReport(name, tuple(tuned), tuple(map(str, lines))), target)
 
 
 def _bytes_of(model: LoweredModule) -> bytes:

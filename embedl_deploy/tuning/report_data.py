@@ -7,7 +7,13 @@ import torch
 
 from embedl_deploy.errors import CheckpointError
 from embedl_deploy.tuning.graph_spec import ConstantSpec, GraphSpec, SizeRange, TensorSpec
-from embedl_deploy.tuning.tuned_graph import CandidateReport, Latency, OutputError, TunedGraph
+from embedl_deploy.tuning.tuned_graph import (
+    CandidateReport,
+    Latency,
+    OutputError,
+    TunedGraph,
+    TuningReport,
+)
 
 
 def graph_from_dict(data: Mapping[str, object]) -> TunedGraph:
@@ -18,17 +24,19 @@ def graph_from_dict(data: Mapping[str, object]) -> TunedGraph:
     """
     try:
         candidates = cast("list[Mapping[str, object]]", data["candidates"])
-        return TunedGraph(
+        found = TunedGraph(
             _spec(cast("Mapping[str, object]", data["graph"])),
             None,
             tuple(_candidate(candidate) for candidate in candidates),
             str(data["decision"]),
             _latency(data["eager"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        TuningReport("", (found,)).describe()  # fails where a value is of another type
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise CheckpointError(
             f"the saved report of a graph is damaged: {type(error).__name__}: {error}"
         ) from error
+    return found
 
 
 def _spec(data: Mapping[str, object]) -> GraphSpec:
