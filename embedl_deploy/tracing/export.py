@@ -1,5 +1,6 @@
 """Runs torch.export on a light copy of a model, and explains what goes wrong."""
 
+import sysconfig
 import threading
 import traceback
 from collections.abc import Mapping
@@ -13,12 +14,14 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map_only
 
 from embedl_deploy.errors import TracingError
+from embedl_deploy.tracing.admission import check_outputs
 from embedl_deploy.tracing.light_copy import light_copy
 from embedl_deploy.tracing.quiet import ModelError, quiet_torch
 from embedl_deploy.tracing.structures import Template, pack, unpack
 
 _TORCH_ROOT = str(Path(torch.__file__).parent)
 _OWN_ROOT = str(Path(__file__).parent.parent)
+_STANDARD_ROOT = sysconfig.get_path("stdlib")
 # torch.export keeps process-wide state while it runs: two at once disturb each other.
 _LOCK = threading.RLock()
 
@@ -56,6 +59,10 @@ def export_model(
                 strict=False,
             )
         except ModelError as error:
+            if isinstance(error.original, TracingError):
+                raise TracingError(
+                    f"cannot trace {type(model).__name__}: {error.original}"
+                ) from None
             raise TracingError(_explain(model, error.original)) from error.original
         except Exception as error:
             raise TracingError(_explain(model, error)) from error
@@ -92,7 +99,9 @@ def _take_apart(copied: nn.Module, inputs: Template | None) -> list[Template | N
     def call(self: nn.Module, *args: object, **kwargs: object) -> object:
         real = cast("tuple[tuple[object, ...], dict[str, object]]", unpack((args, kwargs), inputs))
         try:
-            packed, template = pack(original.__call__(self, *real[0], **real[1]))
+            result = original.__call__(self, *real[0], **real[1])
+            check_outputs(result)
+            packed, template = pack(result)
         except Exception as error:
             raise ModelError(error) from error
         outputs.append(template)
@@ -107,9 +116,16 @@ def user_line(error: BaseException) -> str | None:
     """Returns ``file:line`` of the innermost frame outside torch and this package."""
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
-        if not frame.filename.startswith((_TORCH_ROOT, _OWN_ROOT, "<")):
+        if _is_users(frame.filename):
             return f"{frame.filename}:{frame.lineno} ({(frame.line or '').strip()})"
     return None
+
+
+def _is_users(file: str) -> bool:
+    """Tells whether ``file`` belongs neither to torch nor to Python nor to this package."""
+    if file.startswith((_TORCH_ROOT, _OWN_ROOT, "<")):
+        return False
+    return not file.startswith(_STANDARD_ROOT) or "site-packages" in file
 
 
 def _explain(model: nn.Module, error: Exception) -> str:
@@ -123,10 +139,12 @@ def _explain(model: nn.Module, error: Exception) -> str:
             f"tensor{where}. Write the branch with torch.cond or torch.where, state what holds "
             f"with torch._check(...), or move the decision out of forward. torch says: {first}"
         )
-    return (
-        f"cannot trace {type(model).__name__}: {name}{where}: {first.rstrip('.')}. "
-        "Check that model(*args, **kwargs) runs with these example inputs"
+    cure = (
+        "What NumPy computes cannot be traced: write it with torch operations"
+        if "numpy" in first.lower()
+        else "Check that model(*args, **kwargs) runs with these example inputs"
     )
+    return f"cannot trace {type(model).__name__}: {name}{where}: {first.rstrip('.')}. {cure}"
 
 
 def _is_data_dependent(name: str, message: str) -> bool:

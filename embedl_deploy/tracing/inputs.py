@@ -32,6 +32,19 @@ def check_inputs(model: nn.Module, args: object, kwargs: Mapping[str, object]) -
         ) from error
 
 
+def check_mapping(kwargs: object) -> None:
+    """Checks that keyword inputs are named.
+
+    Raises:
+        TracingError: They are not.
+    """
+    if not isinstance(kwargs, Mapping):
+        raise TracingError(
+            "kwargs must be a dict from parameter names to inputs, got "
+            f"{type(kwargs).__name__}: write {{'name': value}}"
+        )
+
+
 def check_program_inputs(
     program: Program, args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> None:

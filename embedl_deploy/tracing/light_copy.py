@@ -11,6 +11,16 @@ from torch import Tensor, nn
 
 _CONTAINERS = (list, tuple, set, frozenset)
 _DEPTH = 6
+_REFUSALS = (
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    AssertionError,
+    NotImplementedError,
+    ValueError,
+    OSError,
+)
+"""How attributes say that they cannot be deep-copied."""
 
 
 def light_copy(model: nn.Module) -> nn.Module:
@@ -26,7 +36,7 @@ def light_copy(model: nn.Module) -> nn.Module:
         _collect_tensors(vars(module), memo, {}, _DEPTH)
     try:
         copied = copy.deepcopy(model, memo)
-    except (TypeError, RuntimeError, AttributeError, NotImplementedError, ValueError, OSError):
+    except _REFUSALS:
         return _StructuralCopy(model).root()
     return copied
 

@@ -13,6 +13,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from embedl_deploy.errors import ModelSourceError, TracingError
 from embedl_deploy.graph.record import has_record
 from embedl_deploy.graph.traced_module import TracedModule, structural_copy
+from embedl_deploy.tracing.admission import check_model, check_values
 from embedl_deploy.tracing.codegen import complete_codegen
 from embedl_deploy.tracing.export import Exported, export_model
 from embedl_deploy.tracing.inputs import check_inputs, check_program_inputs
@@ -104,7 +105,9 @@ def _traced(
             f"tracing {type(model).__name__} needs example inputs: pass args=(x, ...) or kwargs"
         )
     given = () if args is None else args
+    check_model(model)
     check_inputs(model, given, kwargs)
+    check_values(model, given, kwargs)
     notes: list[str] = []
     if tracer == "fx":
         used, exported = "fx", _by_fx(model, given, kwargs, dynamic_shapes)

@@ -18,6 +18,7 @@ from embedl_deploy.tracing.clean import (
 from embedl_deploy.tracing.fold import fold_constants
 from embedl_deploy.tracing.functional import make_functional
 from embedl_deploy.tracing.inline import inline_blocks
+from embedl_deploy.tracing.inputs import check_mapping
 from embedl_deploy.tracing.lift import Lifted, lift
 from embedl_deploy.tracing.limits import training_limits
 from embedl_deploy.tracing.module_tree import build_module
@@ -53,6 +54,7 @@ def trace(
     """
     if tracer not in ("auto", "export", "fx"):
         raise ValueError(f"tracer must be 'auto', 'export' or 'fx', got {tracer!r}")
+    check_mapping(kwargs or {})
     source = program_of(model, args, dict(kwargs or {}), dynamic_shapes, tracer)
     result = source if isinstance(source, TracedModule) else _module_of(source)
     if copy:
