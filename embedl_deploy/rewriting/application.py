@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import module_at, module_of, parts_of
 from embedl_deploy.graph.record import record_of
+from embedl_deploy.rewriting.finding import found_at
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.pattern import Pattern, instances
 from embedl_deploy.rewriting.records import PassRecord, SiteRecord, site_record
@@ -20,6 +21,7 @@ from embedl_deploy.rewriting.refusal import Refusal
 from embedl_deploy.rewriting.rewriter import apply_match
 from embedl_deploy.rewriting.verify import Check
 from embedl_deploy.rewriting.workspace import Workspace, named_modules
+from embedl_deploy.tracing.quiet import quiet_torch
 
 MOST_ROUNDS = 50
 """How often conversions run over a graph before two of them are taken to undo each other."""
@@ -73,7 +75,8 @@ def apply_patterns(
     refused: list[SiteRecord] = []
     for scope, part in graphs_of(graph_module):
         run = _Run(part, rules, name, gate, verify, scope)
-        run.until_fixpoint() if until_fixpoint else run.round()
+        with quiet_torch():
+            run.until_fixpoint() if until_fixpoint else run.round()
         run.drop_unused_modules()
         settled += run.matches.values()
         applied += run.applied
@@ -164,7 +167,7 @@ class _Run:
 
     def _match(self, rule: Pattern, root: Node) -> PatternMatch | None:
         """Returns a match that may be applied; one that was refused is recorded."""
-        found = _found(rule, root, self.graph_module)
+        found = found_at(rule, root, self.graph_module)
         if found is None:
             return None
         found.stage, found.scope = self.stage, self.scope
@@ -246,25 +249,6 @@ def graphs_of(graph_module: GraphModule, scope: str = "") -> Iterator[tuple[str,
             body = module_at(graph_module, str(node.target))
             if isinstance(body, GraphModule):
                 yield from graphs_of(body, f"{scope}{node.target}.")
-
-
-def _found(rule: Pattern, root: Node, graph_module: GraphModule) -> PatternMatch | None:
-    """Returns what a rule finds at ``root``, with the refusal where it declines or fails."""
-    try:
-        found = rule.match(root, graph_module)
-        if isinstance(found, PatternMatch):
-            if type(rule).match is not Pattern.match:
-                found.refusal = found.refusal or rule.decline(found)
-            return found
-    except Exception as error:  # noqa: BLE001  # a rule may fail in any way; the others go on
-        found = Refusal(f"match() or check() raised {type(error).__name__}: {error}", root)
-    if found is None:
-        return None
-    if not isinstance(found, Refusal):  # pyright: ignore[reportUnnecessaryIsInstance]  # the user's
-        found = Refusal(f"match() must return a match, a refusal or None, got {found!r}", root)
-    declined = PatternMatch(rule, graph_module, root, (root,), {})
-    declined.refusal = found
-    return declined
 
 
 def _key_of(record: SiteRecord) -> _Key:

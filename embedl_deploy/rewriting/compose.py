@@ -26,8 +26,6 @@ class Chain(Tree):
         trees += [named(name, link) for name, link in named_links.items()]
         if not trees:
             raise PatternError("a Chain needs at least one link, got none: it could never match")
-        if all(may_be_absent(tree) for tree in trees):
-            raise PatternError("every link of this Chain is optional: it would match nothing")
         self.links = tuple(trees)
         self._is_optional = tuple(may_be_absent(tree) for tree in trees)
 

@@ -5,16 +5,17 @@ from itertools import islice
 
 from torch.fx import GraphModule, Node
 
-from embedl_deploy.graph.nodes import Target, is_call, source_line
+from embedl_deploy.graph.nodes import is_call, source_line
 from embedl_deploy.rewriting.attempt import Attempt
-from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, OneOf, Wildcard
 from embedl_deploy.rewriting.difference import Aspect, Difference, NearMiss, differ
+from embedl_deploy.rewriting.finding import found_at
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.near_matching import near
 from embedl_deploy.rewriting.objections import Place
 from embedl_deploy.rewriting.pattern import Pattern, also_used
 from embedl_deploy.rewriting.refusal import Refusal
-from embedl_deploy.rewriting.tree import Named, Op, Tree
+from embedl_deploy.rewriting.tree import Tree
+from embedl_deploy.rewriting.tree_walk import targets_in
 
 _MOST_WAYS = 400
 """How many ways to fit one tree at one root are looked at."""
@@ -68,13 +69,7 @@ def whole_matches(
 ) -> Iterator[PatternMatch]:
     """Yields every match of the whole tree, those that were declined included."""
     for root in candidates:
-        found = pattern.match(root, graph_module)
-        if isinstance(found, Refusal):
-            refusal = found
-            found = PatternMatch(pattern, graph_module, root, (root,), {})
-            found.refusal = refusal
-        elif found is not None and found.refusal is None:
-            found.refusal = pattern.decline(found)
+        found = found_at(pattern, root, graph_module)
         if found is not None:
             yield found
 
@@ -169,29 +164,3 @@ def _likely_roots(tree: Tree, graph_module: GraphModule, around: Node | None) ->
         ]
         reached.update(dict.fromkeys(frontier))
     return sorted(node for node in reached if node.op.startswith("call_"))
-
-
-def targets_in(tree: Tree) -> Iterator[Target]:
-    """Yields everything that some node of ``tree`` may run."""
-    if isinstance(tree, Op):
-        yield tree.target
-    elif isinstance(tree, Wildcard):
-        yield from tree.targets or ()
-    for inner in inner_trees(tree):
-        yield from targets_in(inner)
-
-
-def inner_trees(tree: Tree) -> tuple[Tree, ...]:
-    """Returns the trees that ``tree`` is made of."""
-    if isinstance(tree, Op):
-        return tree.inputs
-    if isinstance(tree, (Named, Maybe)):
-        return (tree.tree,)
-    if isinstance(tree, OneOf):
-        return tree.trees
-    if isinstance(tree, Chain):
-        return tree.links
-    if isinstance(tree, Fork):
-        return (tree.join, *tree.branches)
-    wildcard = getattr(tree, "wildcard", None)
-    return (wildcard,) if isinstance(wildcard, Tree) else ()

@@ -13,6 +13,7 @@ from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import Target
 from embedl_deploy.rewriting.found import Found
 from embedl_deploy.rewriting.match import PatternMatch
+from embedl_deploy.rewriting.matchable import require_captured, require_matchable
 from embedl_deploy.rewriting.phase import Phase
 from embedl_deploy.rewriting.refusal import Refusal
 from embedl_deploy.rewriting.tree import Tree
@@ -143,13 +144,28 @@ def instances(patterns: Sequence["type[Pattern] | Pattern"]) -> tuple[Pattern, .
         rule = pattern() if isinstance(pattern, type) else pattern
         if not isinstance(cast("object", rule), Pattern):
             raise PatternError(f"a pattern is a subclass of Pattern, got {pattern!r}")
-        if not isinstance(getattr(rule, "phase", None), Phase):
-            raise PatternError(
-                f"{rule.name} has no phase: set `phase = Phase.FUSION` or another stage"
-            )
+        require_phase(rule)
         _require_matchable(rule)
         made.append(rule)
     return tuple(made)
+
+
+def require_phase(rule: Pattern) -> None:
+    """Asserts that a rule says in which stage it runs.
+
+    Raises:
+        PatternError: It has no phase, or something that is none.
+    """
+    phase: object = getattr(rule, "phase", None)
+    if isinstance(phase, Phase):
+        return
+    known = ", ".join(f"Phase.{item.name}" for item in Phase)
+    if phase is None:
+        raise PatternError(f"{rule.name} has no phase: set `phase = Phase.FUSION`; known: {known}")
+    raise PatternError(
+        f"the phase of {rule.name} is {phase!r} of type {type(phase).__name__}, and must be one of "
+        f"{known}"
+    )
 
 
 def _require_matchable(rule: Pattern) -> None:
@@ -157,8 +173,10 @@ def _require_matchable(rule: Pattern) -> None:
         return
     if rule.tree is None:
         raise PatternError(f"{rule.name} has no tree: set `tree` or override match()")
-    if rule.tree.anchors() == ():
+    if not isinstance(cast("object", rule.tree), Tree):
         raise PatternError(
-            f"the tree of {rule.name} cannot match anything: its last node is a literal, and "
-            "matching starts at a call. Put the literal among the inputs of an Op"
+            f"the tree of {rule.name} is {rule.tree!r}: write Chain(...) or Op(...) around it"
         )
+    require_matchable(rule.name, rule.tree)
+    require_captured(rule.name, "outputs", rule.outputs, rule.tree)
+    require_captured(rule.name, "qdq_points", rule.qdq_points, rule.tree)

@@ -2,14 +2,11 @@
 # torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """Applies one match: builds, checks what was built, wires it in, or takes it all back."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 from torch.fx import Node
 
 from embedl_deploy.errors import PatternError, VerificationError
-from embedl_deploy.graph.nodes import value_of
 from embedl_deploy.graph.provenance import (
     Rewrite,
     name_made,
@@ -17,10 +14,11 @@ from embedl_deploy.graph.provenance import (
     record_rewrite,
     stable_name,
 )
-from embedl_deploy.graph.values import same_value, value_text
 from embedl_deploy.rewriting.edit import Edit
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.refusal import Refusal
+from embedl_deploy.rewriting.replacement import objection_to, outside_readers
+from embedl_deploy.rewriting.telling import told
 from embedl_deploy.rewriting.tensor_guard import TensorGuard
 from embedl_deploy.rewriting.verify import Check
 from embedl_deploy.rewriting.workspace import Workspace
@@ -68,7 +66,7 @@ def apply_match(
         if isinstance(outputs, Refusal):
             refusal = guard.objection() or outputs
         else:
-            refusal = guard.objection() or _objection(match, edit, outputs, size)
+            refusal = guard.objection() or objection_to(match, edit, outputs, size)
             if refusal is None and verify is not None:
                 refusal = verify(match, tuple(edit.nodes), outputs)
     except (VerificationError, PatternError):
@@ -91,7 +89,7 @@ def _build(match: PatternMatch, edit: Edit) -> dict[Node, Node] | Refusal:
     try:
         replacement = match.pattern.replace(match)
     except Exception as error:
-        return Refusal(f"replace() raised {type(error).__name__}: {error}", match.root)
+        return Refusal(f"replace() raised {told(error)}", match.root)
     finally:
         match.builder = None
         graph_module._unregister_create_node_hook(edit.created.append)
@@ -124,120 +122,12 @@ def _late_inputs(match: PatternMatch, before: Node) -> tuple[Node, ...] | Refusa
     return tuple(sorted(late))
 
 
-def _objection(
-    match: PatternMatch, edit: Edit, outputs: dict[Node, Node], size: int
-) -> Refusal | None:
-    """Returns what is wrong with a replacement, None if nothing is."""
-    if not isinstance(cast("object", outputs), dict) or match.root not in outputs:
-        return Refusal(
-            "replace() must return the node that takes over the root, got "
-            + type(outputs).__name__,
-            match.root,
-        )
-    made, grown = len(edit.nodes), len(match.root.graph.nodes) - size
-    if len(edit.created) != made or grown != made:
-        return Refusal(
-            "replace() changed the graph itself: build with match.call_module, "
-            "match.call_function and match.get_attr only",
-            match.root,
-        )
-    refusal = _misplaced(edit, outputs) or _unmapped(match, outputs)
-    if refusal is not None:
-        return refusal
-    try:
-        edit.infer_values()
-    except Exception as error:
-        return Refusal(
-            f"the replacement does not run on the recorded shapes: {type(error).__name__}: {error}",
-            match.root,
-        )
-    return _changed_value(outputs)
-
-
-def _changed_value(outputs: dict[Node, Node]) -> Refusal | None:
-    for old, new in outputs.items():
-        before, after = value_of(old), value_of(new)
-        if before is not None and not same_value(before, after):
-            return Refusal(
-                f"the replacement yields {value_text(after)} where %{old.name} "
-                f"yields {value_text(before)}",
-                old,
-            )
-    return None
-
-
 def _erased_by_hand(match: PatternMatch) -> PatternError:
     return PatternError(
         f"{match.pattern.name} erased nodes itself in replace() at %{match.root.name}, past the "
         "engine, which cannot take that back: build with match.call_module, match.call_function "
         "and match.get_attr, and leave erasing to the engine"
     )
-
-
-def _misplaced(edit: Edit, outputs: dict[Node, Node]) -> Refusal | None:
-    graph = edit.workspace.graph_module.graph
-    for old, new in outputs.items():
-        refusal = _unfit(edit, old, new)
-        if refusal is not None:
-            return refusal
-    for node in edit.nodes:
-        for read in node.all_input_nodes:
-            if read._erased or read.graph is not graph:
-                return Refusal(f"the replacement reads %{read.name}, which is gone", None)
-            if not read < node:
-                return Refusal(f"the replacement reads %{read.name}, which comes later", read)
-    return None
-
-
-def _unfit(edit: Edit, old: Node, new: object) -> Refusal | None:
-    """Returns why ``new`` cannot take over the readers of ``old``, None if it can."""
-    if old not in edit.match.nodes:
-        return Refusal("replace() may only replace nodes that the match consumes", old)
-    if not isinstance(new, Node) or new._erased or new.graph is not old.graph:
-        return Refusal("the replacement is no node of this graph", None)
-    if new not in edit.nodes and not new < edit.before:
-        return Refusal(f"the replacement is %{new.name}, which comes later", new)
-    if edit.workspace.is_body and new.op == "placeholder" and _is_returned(old):
-        return Refusal("the body of a condition or loop may not return its input as it is", old)
-    return None
-
-
-def _is_returned(node: Node) -> bool:
-    return any(reader.op == "output" for reader in node.users)
-
-
-def _unmapped(match: PatternMatch, outputs: dict[Node, Node]) -> Refusal | None:
-    for node, readers in outside_readers(match):
-        if node not in outputs and not _kept(node, outputs):
-            return Refusal(
-                f"%{node.name} is read by %{readers[0].name}, and replace() returns nothing "
-                "that takes its place",
-                node,
-            )
-    return None
-
-
-def outside_readers(match: PatternMatch) -> Iterator[tuple[Node, list[Node]]]:
-    """Yields each consumed node that is read outside the match, and who reads it there."""
-    consumed = set(match.nodes)
-    for node in match.nodes:
-        readers = [reader for reader in node.users if reader not in consumed]
-        if readers:
-            yield node, readers
-
-
-def _kept(node: Node, outputs: dict[Node, Node]) -> bool:
-    """Tells whether the replacement still computes ``node`` itself."""
-    pending, seen = list(outputs.values()), set[Node]()
-    while pending:
-        reached = pending.pop()
-        if reached is node:
-            return True
-        if reached in seen or reached < node:
-            continue
-        seen.add(reached)
-        pending += reached.all_input_nodes
-    return False
 
 
 def _wire(

@@ -1,0 +1,189 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas private; there is no other door.
+"""Why a tree cannot match anything, in the words of its author."""
+
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+from torch import nn
+from torch._ops import OpOverload
+
+from embedl_deploy.errors import PatternError
+from embedl_deploy.graph.nodes import Target
+from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, OneOf, Wildcard, may_be_absent
+from embedl_deploy.rewriting.describe import describe, describe_target
+from embedl_deploy.rewriting.targets import better_spelling
+from embedl_deploy.rewriting.tree import Exactly, Input, Literal, Named, Op, Tree
+from embedl_deploy.rewriting.tree_walk import all_trees, captured_names
+
+
+def require_matchable(rule: str, tree: Tree) -> None:
+    """Asserts that ``tree`` can match something.
+
+    Raises:
+        PatternError: It cannot; the message names the rule, the place and the cure.
+    """
+    reason = _first_complaint(tree)
+    if reason is not None:
+        raise PatternError(f"the tree of {rule} cannot match anything: {reason}")
+
+
+def require_captured(rule: str, attribute: str, names: Sequence[str], tree: Tree) -> None:
+    """Asserts that ``tree`` captures what ``names``, like "conv" or "conv.weight", begin with.
+
+    Raises:
+        PatternError: One is captured nowhere.
+    """
+    if not names:
+        return
+    if isinstance(names, str):
+        raise PatternError(f"{attribute} of {rule} is a tuple of names, got {names!r}")
+    known = captured_names(tree)
+    lost = [name for name in names if re.split(r"[.\[]", name)[0] not in known]
+    if lost:
+        raise PatternError(
+            f"{attribute} of {rule} names {', '.join(map(repr, lost))}, which its tree does not "
+            f"capture; it captures {', '.join(map(repr, known)) or 'nothing'}: name a link or "
+            f"write Named({lost[0]!r}, …) in the tree"
+        )
+
+
+@lru_cache(maxsize=1024)  # a tree never changes, and rules are looked at once per stage
+def _first_complaint(tree: Tree) -> str | None:
+    return next(_complaints(tree), None)
+
+
+def _complaints(tree: Tree) -> Iterator[str]:
+    """Yields what keeps ``tree``, or a part of it that must be there, from matching."""
+    yield from _complaints_about_root(tree)
+    for part in all_trees(tree):
+        if isinstance(part, Op):
+            yield from _complaints_about_call(part)
+        elif isinstance(part, Wildcard):
+            yield from _complaints_about_targets(part.targets or ())
+        elif isinstance(part, Chain):
+            yield from _complaints_about_chain(part)
+        elif isinstance(part, Fork):
+            yield from _complaints_about_fork(part)
+
+
+def _complaints_about_root(tree: Tree) -> Iterator[str]:
+    if isinstance(tree, Maybe):
+        inner = describe(tree)
+        yield f"it is a Maybe alone, which only a Chain can go without: write {inner} itself"
+    if _is_literal(tree):
+        yield (
+            "its last node is a literal, and matching starts at a call. Put the literal among the "
+            "inputs of an Op"
+        )
+    if _is_value(tree):
+        yield (
+            "its last node is a value that is read, and there must be a call to replace. End it "
+            "with a module class or an ATen op"
+        )
+
+
+def _complaints_about_chain(chain: Chain) -> Iterator[str]:
+    if all(may_be_absent(link) for link in chain.links):
+        yield (
+            "every link of its Chain is optional: it would match nothing at all. Make one link "
+            "mandatory"
+        )
+    for position, link in enumerate(chain.links):
+        if _is_literal(link):
+            yield (
+                f"link {position} of its Chain is {describe(link)}, and links are calls. Put the "
+                "literal among the inputs of an Op: Op(op, ..., 0.5)"
+            )
+        if position > 0 and _is_value(link):
+            yield (
+                f"link {position} of its Chain is Input(), which reads a value and ends the "
+                "match: only the first link may be one"
+            )
+
+
+def _complaints_about_fork(fork: Fork) -> Iterator[str]:
+    for branch in fork.branches:
+        if _is_literal(branch):
+            yield (
+                f"a branch of its Fork is {describe(branch)}, and branches are computed values. "
+                "Write Op(op, ..., literal) instead"
+            )
+    join = fork.join.tree if isinstance(fork.join, Named) else fork.join
+    most = _most_tensors(join.target) if isinstance(join, Op) else None
+    if most is not None and len(fork.branches) > most:
+        yield (
+            f"its Fork has {len(fork.branches)} branches, and {describe(fork)} joins {most} "
+            "tensors: take branches out, or nest a second Fork"
+        )
+
+
+def _complaints_about_call(op: Op) -> Iterator[str]:
+    yield from _complaints_about_targets((op.target,))
+    known = _argument_names(op.target) if op.literals or op.inputs else None
+    if known is None:
+        return
+    listed = f"it has {', '.join(known) or 'none'}"
+    name = describe_target(op.target)
+    for literal in op.literals:
+        if literal not in known:
+            cure = "A module's options are no arguments: test them with where="
+            is_module = isinstance(op.target, type)
+            yield f"{name} has no argument {literal!r}; {listed}. {cure if is_module else ''}"
+    if len(op.inputs) > len(known) and isinstance(op.target, OpOverload):
+        yield f"{name} takes {len(known)} arguments, {len(op.inputs)} are listed; {listed}"
+
+
+def _complaints_about_targets(targets: Sequence[Target]) -> Iterator[str]:
+    for target in targets:
+        better = better_spelling(target)
+        if better is not None:
+            yield (
+                f"no node runs {_function_name(target)}: traced graphs hold ATen ops and layers of "
+                f"torch.nn. Write {better}"
+            )
+
+
+def _function_name(target: Target) -> str:
+    name = str(getattr(target, "__name__", target))
+    owner = "torch.Tensor" if type(target).__name__ == "method_descriptor" else target.__module__
+    return f"{owner}.{name}"
+
+
+def _argument_names(target: Target) -> tuple[str, ...] | None:
+    """Returns how the arguments of a call are called, None where that is open."""
+    if isinstance(target, OpOverload):
+        return tuple(parameter.name for parameter in target._schema.arguments)
+    if not isinstance(target, type) or not issubclass(target, nn.Module):
+        return None
+    parameters = inspect.signature(target.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return tuple(parameter.name for parameter in parameters if parameter.name != "self")
+
+
+def _most_tensors(target: Target) -> int | None:
+    """Returns how many tensors a call of an ATen op reads, None where that is open."""
+    if not isinstance(target, OpOverload):
+        return None
+    kinds = [str(parameter.type) for parameter in target._schema.arguments]
+    is_open = any("List[Tensor" in kind for kind in kinds)
+    return None if is_open else sum("Tensor" in kind for kind in kinds)
+
+
+def _is_literal(tree: Tree) -> bool:
+    if isinstance(tree, (Named, Maybe)):
+        return _is_literal(tree.tree)
+    if isinstance(tree, OneOf):
+        return all(_is_literal(option) for option in tree.trees)
+    return isinstance(tree, (Exactly, Literal))
+
+
+def _is_value(tree: Tree) -> bool:
+    if isinstance(tree, (Named, Maybe)):
+        return _is_value(tree.tree)
+    if isinstance(tree, Chain):
+        return _is_value(tree.links[-1])
+    return isinstance(tree, Input)

@@ -1,0 +1,164 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
+"""What may be wrong with what a pattern puts in the place of a match."""
+
+from collections.abc import Iterator
+from typing import cast
+
+from torch.fx import Node
+
+from embedl_deploy.graph.nodes import value_of
+from embedl_deploy.graph.values import same_value, value_text
+from embedl_deploy.rewriting.edit import Edit
+from embedl_deploy.rewriting.match import PatternMatch
+from embedl_deploy.rewriting.refusal import Refusal
+from embedl_deploy.rewriting.telling import told
+
+
+def objection_to(
+    match: PatternMatch, edit: Edit, outputs: dict[Node, Node], size: int
+) -> Refusal | None:
+    """Returns what is wrong with a replacement, None if nothing is.
+
+    Args:
+        match: What is to be replaced.
+        edit: What the pattern built.
+        outputs: What ``replace`` returned: what takes the place of what.
+        size: How many nodes the graph had before.
+    """
+    refusal = _not_returned(match, outputs)
+    if refusal is not None:
+        return refusal
+    made, grown = len(edit.nodes), len(match.root.graph.nodes) - size
+    if len(edit.created) != made or grown != made:
+        return Refusal(
+            "replace() changed the graph itself: build with match.call_module, "
+            "match.call_function and match.get_attr only",
+            match.root,
+        )
+    refusal = _misplaced(edit, outputs) or _unmapped(match, outputs)
+    if refusal is not None:
+        return refusal
+    try:
+        edit.infer_values()
+    except Exception as error:  # noqa: BLE001  # a replacement may fail in any way
+        return Refusal(
+            f"the replacement does not run on the recorded shapes: {told(error)}",
+            match.root,
+        )
+    return _changed_value(outputs)
+
+
+def _not_returned(match: PatternMatch, outputs: object) -> Refusal | None:
+    """Returns why what ``replace`` returned says nothing about the root, None if it does."""
+    root = match.root
+    if not isinstance(outputs, dict):
+        return Refusal(
+            "replace() must return the node that takes over the root, got "
+            f"{type(outputs).__name__}: return match.call_module(...), or a dict from each "
+            "replaced node to what takes its place",
+            root,
+        )
+    replaced = cast("dict[object, object]", outputs)
+    if root not in replaced:
+        return Refusal(
+            f"replace() must return a dict that holds the root, and %{root.name} is not in it: "
+            "add match.root and what takes its place",
+            root,
+        )
+    is_unchanged = all(old is new for old, new in replaced.items())
+    if is_unchanged and not match.pattern.phase.names_places_only:
+        return Refusal(
+            "replace() returned the root itself, so nothing would change: return what takes its "
+            "place, or decline in check()",
+            root,
+        )
+    return None
+
+
+def _changed_value(outputs: dict[Node, Node]) -> Refusal | None:
+    for old, new in outputs.items():
+        before, after = value_of(old), value_of(new)
+        if before is not None and not same_value(before, after):
+            return Refusal(
+                f"the replacement yields {value_text(after)} where %{old.name} "
+                f"yields {value_text(before)}: build one with the same shape, dtype and number of "
+                "outputs, or decline in check()",
+                old,
+            )
+    return None
+
+
+def _misplaced(edit: Edit, outputs: dict[Node, Node]) -> Refusal | None:
+    graph = edit.workspace.graph_module.graph
+    for old, new in outputs.items():
+        refusal = _unfit(edit, old, new)
+        if refusal is not None:
+            return refusal
+    for node in edit.nodes:
+        for read in node.all_input_nodes:
+            if read._erased or read.graph is not graph:
+                return Refusal(
+                    f"the replacement reads %{read.name}, which is gone or of another graph: "
+                    "build from match.inputs and match's captures, and keep no nodes between "
+                    "matches",
+                    None,
+                )
+            if not read < node:
+                return Refusal(f"the replacement reads %{read.name}, which comes later", read)
+    return None
+
+
+def _unfit(edit: Edit, old: Node, new: object) -> Refusal | None:
+    """Returns why ``new`` cannot take over the readers of ``old``, None if it can."""
+    if old not in edit.match.nodes:
+        return Refusal("replace() may only replace nodes that the match consumes", old)
+    if not isinstance(new, Node) or new._erased or new.graph is not old.graph:
+        return Refusal(
+            "the replacement is no node of this graph: return what match.call_module, "
+            "match.call_function or match.get_attr gave, or a node that the match reads",
+            None,
+        )
+    if new not in edit.nodes and not new < edit.before:
+        return Refusal(f"the replacement is %{new.name}, which comes later", new)
+    if edit.workspace.is_body and new.op == "placeholder" and _is_returned(old):
+        return Refusal("the body of a condition or loop may not return its input as it is", old)
+    return None
+
+
+def _is_returned(node: Node) -> bool:
+    return any(reader.op == "output" for reader in node.users)
+
+
+def _unmapped(match: PatternMatch, outputs: dict[Node, Node]) -> Refusal | None:
+    for node, readers in outside_readers(match):
+        if node not in outputs and not _kept(node, outputs):
+            return Refusal(
+                f"%{node.name} is read by %{readers[0].name}, and replace() returns nothing "
+                "that takes its place",
+                node,
+            )
+    return None
+
+
+def outside_readers(match: PatternMatch) -> Iterator[tuple[Node, list[Node]]]:
+    """Yields each consumed node that is read outside the match, and who reads it there."""
+    consumed = set(match.nodes)
+    for node in match.nodes:
+        readers = [reader for reader in node.users if reader not in consumed]
+        if readers:
+            yield node, readers
+
+
+def _kept(node: Node, outputs: dict[Node, Node]) -> bool:
+    """Tells whether the replacement still computes ``node`` itself."""
+    pending, seen = list(outputs.values()), set[Node]()
+    while pending:
+        reached = pending.pop()
+        if reached is node:
+            return True
+        if reached in seen or reached < node:
+            continue
+        seen.add(reached)
+        pending += reached.all_input_nodes
+    return False
