@@ -98,7 +98,7 @@ def _reads_the_same(functional: OpOverload, writing: OpOverload) -> bool:
     if first.is_mutable or len(first.arguments) != len(second.arguments):
         return False
     pairs = zip(first.arguments, second.arguments, strict=True)
-    return all(str(a.type) == str(b.type) and a.name == b.name for a, b in pairs)
+    return all(str(a.type) == str(b.type) for a, b in pairs)
 
 
 def _no_functional_form(node: Node) -> TracingError:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from embedl_deploy.errors import TracingError
 from embedl_deploy.tracing import trace
@@ -49,6 +50,7 @@ def by_overloads_of_other_names(y: Tensor) -> None:
     y[0].pow_(torch.tensor(3.0))
     y //= torch.tensor(0.3)
     y.ldexp_(torch.tensor(2))
+    functional.dropout(y, 0.5, training=False, inplace=True)
 
 
 WRITES = {
