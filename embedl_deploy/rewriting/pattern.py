@@ -91,6 +91,8 @@ class Pattern(ABC):
     def replace(self, match: PatternMatch) -> Replacement:
         """Builds what takes the place of the match; see ``PatternMatch`` for how."""
         graft = cast("Callable[[], nn.Module] | None", type(self).graft)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]  # no method
+        if graft is None and self.phase.names_places_only:
+            return match.root
         if graft is None:
             raise PatternError(f"{self.name} says nothing to put there: define replace() or graft")
         return match.call_module(graft(), *match.inputs)
