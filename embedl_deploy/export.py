@@ -60,6 +60,7 @@ def export_onnx(
             dynamic_shapes,
             rest_dtype=rest_dtype,
             external_above=external_data_above,
+            short_codes=True,
         )
     except OSError as error:
         raise OutputPathError(f"cannot write {target}: {error}") from error

@@ -53,11 +53,12 @@ def write_onnx(
     *,
     rest_dtype: torch.dtype | None = None,
     external_above: int | None = None,
+    short_codes: bool = False,
 ) -> OnnxFile:
     """Writes ``module`` as ONNX of opset 21 to ``path``, whole or not at all.
 
-    Codes have their own types there: int4 values stored as int8 become int4, float8 casts become
-    QuantizeLinear and DequantizeLinear. The file is checked with ``onnx.checker``.
+    Codes have their own types there: casts to float8 become QuantizeLinear and DequantizeLinear.
+    The file is checked with ``onnx.checker``.
 
     Args:
         module: What to write; it is neither run nor changed.
@@ -67,6 +68,7 @@ def write_onnx(
         rest_dtype: What products that are not quantized run in; None: in the types they have.
         external_above: With more bytes of weights than this they go into a second file, named like
             the first with ``.data`` behind; None: they never do.
+        short_codes: Whether int4 values, which are stored as int8, become int4.
 
     Raises:
         MissingDependencyError: onnx and onnxscript are not installed.
@@ -76,10 +78,11 @@ def write_onnx(
     require_onnx()
     program = exported_program(module, sample, dynamic_shapes)
     graph = flat_graph(program)
-    form, products = form_of(graph, sample), len(quantized_products(graph))
+    form = form_of(graph, sample)
     if spell_for_onnx(graph, rest_dtype):
         program = exported_program(graph, sample)
-    model = _translated(program)
+    products = len(quantized_products(graph))
+    model = _translated(program, short_codes)
     weights = _weight_bytes(model)
     external = external_above is not None and weights > external_above
     if not external and weights > LARGEST_IN_ONE_FILE:
@@ -108,7 +111,7 @@ class _Model(Protocol):
     graph: _Graph
 
 
-def _translated(program: ExportedProgram) -> _Model:
+def _translated(program: ExportedProgram, short_codes: bool) -> _Model:
     try:
         with _quiet():
             exported: object = torch.onnx.export(
@@ -117,7 +120,7 @@ def _translated(program: ExportedProgram) -> _Model:
                 verbose=False,
                 optimize=True,
                 opset_version=OPSET,
-                custom_translation_table=quantization_table(),
+                custom_translation_table=quantization_table(short_codes=short_codes),
             )
     except Exception as error:
         raise BuildError(

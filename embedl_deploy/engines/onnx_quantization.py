@@ -1,9 +1,12 @@
 """How quantize and dequantize operations are spelled in ONNX, in the types of opset 21."""
 
+import functools
 from collections.abc import Callable
 from typing import Protocol, cast
 
 import torch
+
+from embedl_deploy.quantization.quantize_dequantize import decomposed
 
 OPSET = 21
 """The first with int4 and int16 codes, and with scales in the type of what they scale."""
@@ -11,23 +14,36 @@ OPSET = 21
 Translation = Callable[..., object]
 
 
-def quantization_table() -> dict[Callable[..., object], Translation]:
+def quantization_table(*, short_codes: bool) -> dict[Callable[..., object], Translation]:
     """Returns a translation for each quantize and dequantize operation of a converted graph.
 
-    torch's own write opset 18: codes as wide as their storage, so that int4 values in int8 lose
-    their limits, and a scale in float32 whatever it scales.
-    """
-    from embedl_deploy.quantization.quantize_dequantize import decomposed
+    torch's own write opset 18: codes lose limits narrower than their storage, and a scale is in
+    float32 whatever it scales.
 
-    ops = cast("dict[str, Callable[..., object]]", _overloads(decomposed()))
+    Args:
+        short_codes: Whether int4 values, which are stored as int8, become int4: half the bytes,
+            where int8 is what runtimes have integer kernels for.
+    """
+    ops = _overloads(decomposed())
+    made = _Translations(short_codes)
     return {
-        ops["quantize_per_tensor"]: _quantize_per_tensor,
-        ops["dequantize_per_tensor"]: _dequantize_per_tensor,
-        ops["dequantize_per_channel"]: _dequantize_per_channel,
+        ops["quantize_per_tensor"]: _function(made.quantize_per_tensor),
+        ops["dequantize_per_tensor"]: _function(made.dequantize_per_tensor),
+        ops["dequantize_per_channel"]: _function(made.dequantize_per_channel),
     }
 
 
-def _overloads(ops: object) -> dict[str, object]:
+def _function(method: Translation) -> Translation:
+    """Returns a function of its own: the exporter notes a signature on it, which methods refuse."""
+
+    @functools.wraps(method)
+    def call(*args: object, **kwargs: object) -> object:
+        return method(*args, **kwargs)
+
+    return call
+
+
+def _overloads(ops: object) -> dict[str, Callable[..., object]]:
     names = ("quantize_per_tensor", "dequantize_per_tensor", "dequantize_per_channel")
     return {name: getattr(ops, name).default for name in names}
 
@@ -62,69 +78,75 @@ def store_short_codes(model: object) -> None:
             graph.initializers.pop(str(given.name), None)
 
 
-# The exporter reads these annotations: int and float are literals, the rest are values.
-def _quantize_per_tensor(
-    x: object,
-    scale: float,
-    zero_point: int,
-    quant_min: int,
-    quant_max: int,
-    dtype: int,
-) -> object:
-    ops, codes = _operators(), _code_type(dtype, quant_min, quant_max)
-    given = _type_of(x)
-    kind = _scale_type(given, scale)
-    if kind != given:
-        x = ops.Cast(x, to=kind)
-    if _LIMITS.get(codes, (quant_min, quant_max)) != (quant_min, quant_max):
-        # QuantizeLinear knows no other limits than those of its type.
-        ends = ((end - zero_point) * scale for end in (quant_min, quant_max))
-        x = ops.Clip(x, *(_constant(end, kind) for end in ends))
-    return ops.QuantizeLinear(x, _constant(scale, kind), _constant(zero_point, codes))
+class _Translations:
+    """What the exporter calls; of their annotations it reads int and float as literals."""
 
+    def __init__(self, short_codes: bool) -> None:
+        self.short_codes = short_codes
 
-def _dequantize_per_tensor(
-    codes: object,
-    scale: float,
-    zero_point: int,
-    quant_min: int,
-    quant_max: int,
-    dtype: int,
-    out_dtype: int = -1,
-) -> object:
-    ops, wanted = _operators(), _float_type(out_dtype)
-    kind = _scale_type(wanted, scale)
-    point = _constant(zero_point, _code_type(dtype, quant_min, quant_max))
-    found = ops.DequantizeLinear(codes, _constant(scale, kind), point)
-    return found if kind == wanted else ops.Cast(found, to=wanted)
+    def quantize_per_tensor(
+        self,
+        x: object,
+        scale: float,
+        zero_point: int,
+        quant_min: int,
+        quant_max: int,
+        dtype: int,
+    ) -> object:
+        ops, codes = _operators(), self.code_type(dtype, quant_min, quant_max)
+        given = _type_of(x)
+        kind = _scale_type(given, scale)
+        if kind != given:
+            x = ops.Cast(x, to=kind)
+        if _LIMITS.get(codes, (quant_min, quant_max)) != (quant_min, quant_max):
+            # QuantizeLinear knows no other limits than those of its type.
+            ends = ((end - zero_point) * scale for end in (quant_min, quant_max))
+            x = ops.Clip(x, *(_constant(end, kind) for end in ends))
+        return ops.QuantizeLinear(x, _constant(scale, kind), _constant(zero_point, codes))
 
+    def dequantize_per_tensor(
+        self,
+        codes: object,
+        scale: float,
+        zero_point: int,
+        quant_min: int,
+        quant_max: int,
+        dtype: int,
+        out_dtype: int = -1,
+    ) -> object:
+        ops, wanted = _operators(), _float_type(out_dtype)
+        kind = _scale_type(wanted, scale)
+        point = _constant(zero_point, self.code_type(dtype, quant_min, quant_max))
+        found = ops.DequantizeLinear(codes, _constant(scale, kind), point)
+        return found if kind == wanted else ops.Cast(found, to=wanted)
 
-def _dequantize_per_channel(
-    codes: object,
-    scales: object,
-    zero_points: object | None,
-    axis: int,
-    quant_min: int,
-    quant_max: int,
-    dtype: int,
-    out_dtype: int = -1,
-) -> object:
-    ops, kind, wanted = (
-        _operators(),
-        _code_type(dtype, quant_min, quant_max),
-        _float_type(out_dtype),
-    )
-    if kind != dtype:
-        codes = ops.Cast(codes, to=kind)
-    scales = ops.Cast(scales, to=wanted)
-    if zero_points is None:
-        return ops.DequantizeLinear(codes, scales, axis=axis)
-    return ops.DequantizeLinear(codes, scales, ops.Cast(zero_points, to=kind), axis=axis)
+    def dequantize_per_channel(
+        self,
+        codes: object,
+        scales: object,
+        zero_points: object | None,
+        axis: int,
+        quant_min: int,
+        quant_max: int,
+        dtype: int,
+        out_dtype: int = -1,
+    ) -> object:
+        ops, kind, wanted = (
+            _operators(),
+            self.code_type(dtype, quant_min, quant_max),
+            _float_type(out_dtype),
+        )
+        if kind != dtype:
+            codes = ops.Cast(codes, to=kind)
+        scales = ops.Cast(scales, to=wanted)
+        if zero_points is None:
+            return ops.DequantizeLinear(codes, scales, axis=axis)
+        return ops.DequantizeLinear(codes, scales, ops.Cast(zero_points, to=kind), axis=axis)
 
-
-def _code_type(stored: int, quant_min: int, quant_max: int) -> int:
-    """Returns the ONNX type of codes: int4 where their limits are those of int4."""
-    return _SHORT.get((stored, quant_min, quant_max), stored)
+    def code_type(self, stored: int, quant_min: int, quant_max: int) -> int:
+        """Returns the ONNX type of codes: int4 where their limits are those of int4."""
+        short = _SHORT.get((stored, quant_min, quant_max), stored)
+        return short if self.short_codes else stored
 
 
 def _scale_type(wanted: int, scale: float) -> int:

@@ -15,6 +15,7 @@ from embedl_deploy.engines import (
     OpenVINOEngineConfig,
 )
 from embedl_deploy.errors import BuildError, InputError
+from embedl_deploy.quantization.quantize_dequantize import decomposed
 
 Quantized = Callable[..., GraphModule]
 IMAGE = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -106,3 +107,59 @@ def test_configurations_reject_what_openvino_lacks() -> None:
         OpenVINOEngineConfig.from_dict({"hint": "SPEED"})
     with pytest.raises(ValueError, match="rest_dtype must be float32 or bfloat16"):
         OpenVINOEngineConfig(rest_dtype=torch.float16)
+
+
+class Short(nn.Module):
+    """A linear layer on int4 values that are stored as int8."""
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        codes = torch.arange(64).reshape(4, 16) % 16 - 8
+        self.register_buffer("codes", codes.to(torch.int8))
+        self.register_buffer("scales", torch.rand(4) + 0.5)
+        self.register_buffer("zeros", torch.zeros(4, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        ops, ends = decomposed(), (0, -8, 7, torch.int8)
+        q = ops.quantize_per_tensor.default(x, 0.25, *ends)
+        weight = ops.dequantize_per_channel.default(self.codes, self.scales, self.zeros, *ends)
+        return nn.functional.linear(ops.dequantize_per_tensor.default(q, 0.25, *ends), weight)
+
+
+class Float8(nn.Module):
+    """A linear layer on float8 values, as ``convert`` spells it."""
+
+    codes: Tensor
+    scales: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.randn(4, 16).to(torch.float8_e4m3fn))
+        self.register_buffer("scales", torch.rand(4) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = (x * 4.0).clamp(-448, 448).to(torch.float8_e4m3fn)
+        weight = self.codes.to(torch.float32) * self.scales.reshape(-1, 1)
+        return nn.functional.linear(q.to(torch.float32) * 0.25, weight)
+
+
+def test_int4_values_run_in_int8_kernels_within_their_limits() -> None:
+    module, x = Short().eval(), 3 * torch.randn(2, 16)
+
+    engine = OpenVINOEngine().build(module, None, [(x,)])
+
+    assert sum(engine.kernels.values()) == 1
+    assert torch.allclose(output(engine, x), module(x), atol=1e-4)
+
+
+def test_float8_products_are_not_simulated() -> None:
+    x = torch.randn(2, 16)
+
+    with pytest.raises(BuildError):
+        OnnxRuntimeEngine().build(Float8().eval(), None, [(x,)])
+    with pytest.raises(BuildError, match="made 0 integer kernels for 1 quantized products"):
+        OpenVINOEngine().build(Float8().eval(), None, [(x,)])
