@@ -13,9 +13,11 @@ from embedl_deploy.transformation import (
     get_transformation_plan,
     transform,
 )
+from embedl_deploy.tuning import Module, inspect, load, save, tune, wrap
 
 __all__ = [
     "LoweredModule",
+    "Module",
     "TransformationPlan",
     "TransformationReport",
     "TransformationResult",
@@ -24,9 +26,14 @@ __all__ = [
     "blame",
     "explain",
     "get_transformation_plan",
+    "inspect",
+    "load",
     "load_lowered",
     "lower",
     "plan_lowering",
     "report_of",
+    "save",
     "transform",
+    "tune",
+    "wrap",
 ]

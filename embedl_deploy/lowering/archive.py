@@ -34,7 +34,7 @@ def write_archive(path: Path, header: dict[str, Json], files: Mapping[str, bytes
         with aside.open("xb") as stream, zipfile.ZipFile(stream, "w") as archive:
             sums = {name: _add(archive, name, content) for name, content in files.items()}
             manifest = {**header, "files": sums}
-            archive.writestr(MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+            archive.writestr(_entry(MANIFEST), json.dumps(manifest, indent=1, sort_keys=True))
         aside.replace(path)
     except OSError as error:
         _discard(aside)
@@ -52,11 +52,14 @@ def _discard(aside: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _add(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> Json:
+def _entry(name: str) -> zipfile.ZipInfo:
     # A fixed date: the same content gives the same file.
-    entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    return zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> Json:
     digest, size = hashlib.sha256(), 0
-    with archive.open(entry, "w", force_zip64=True) as target:
+    with archive.open(_entry(name), "w", force_zip64=True) as target:
         if isinstance(content, bytes):
             target.write(content)
             digest.update(content)

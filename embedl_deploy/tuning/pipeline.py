@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from embedl_deploy.lowering.choose import BUILD_ERRORS
+from embedl_deploy.lowering.build_errors import BUILD_ERRORS
 from embedl_deploy.tuning.dimensions import DeclaredShapes
 from embedl_deploy.tuning.inspection import ModuleInfo
 from embedl_deploy.tuning.locating import Located, modules_of, wrapped_in

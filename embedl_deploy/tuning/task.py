@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from embedl_deploy.errors import TuningError
-from embedl_deploy.lowering.choose import BUILD_ERRORS
+from embedl_deploy.lowering.build_errors import BUILD_ERRORS
 from embedl_deploy.lowering.measure import fidelity_of
 from embedl_deploy.tracing.structures import pack
 from embedl_deploy.tuning.graph_spec import GraphSpec

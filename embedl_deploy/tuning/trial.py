@@ -13,7 +13,7 @@ from embedl_deploy.engines.engine import Engine
 from embedl_deploy.errors import TuningError
 from embedl_deploy.graph.record import record_of
 from embedl_deploy.lowering import BuildSettings, LoweredModule, LoweringRequest, lower_graph
-from embedl_deploy.lowering.choose import BUILD_ERRORS
+from embedl_deploy.lowering.build_errors import BUILD_ERRORS
 from embedl_deploy.lowering.guards import python_signature
 from embedl_deploy.lowering.measure import fidelity_of
 from embedl_deploy.passes.integer_conversion import convert

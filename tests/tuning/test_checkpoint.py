@@ -194,24 +194,28 @@ def test_bombs_and_links_are_refused(content: bytes, tmp_path: Path) -> None:
         load(model(), path)
 
 
-def mutants(content: bytes, count: int) -> list[bytes]:
+Mutant = tuple[bytes, bool]
+"""The bytes, and whether their sums were made right."""
+
+
+def mutants(content: bytes, count: int) -> list[Mutant]:
     """Returns flipped, cut and spliced copies, and ones with other text in their JSON."""
     chance = random.Random(0)  # a test, not a secret
-    found: list[bytes] = []
+    found: list[Mutant] = []
     for number in range(count):
         kind = number % 4
         place = chance.randrange(len(content))
         if kind == 0:
             changed = bytearray(content)
             changed[place] ^= 1 << chance.randrange(8)
-            found.append(bytes(changed))
+            found.append((bytes(changed), False))
         elif kind == 1:
-            found.append(content[:place])
+            found.append((content[:place], False))
         elif kind == 2:
             other = chance.randrange(len(content))
-            found.append(content[:place] + content[other:])
+            found.append((content[:place] + content[other:], False))
         else:
-            found.append(with_other_json(content, chance))
+            found.append((with_other_json(content, chance), True))
     return found
 
 
@@ -252,15 +256,16 @@ def fuzz(content: bytes, folder: Path, count: int) -> None:
     inside.mkdir()
     expected = output_of(model())
     refused = 0
-    for mutant in mutants(content, count):
+    for mutant, crafted in mutants(content, count):
         before = set(folder.iterdir())
         try:
             module = loaded(mutant, inside)
         except CheckpointError:
             refused += 1
         else:
-            with contextlib.suppress(RuntimeError):
-                assert output_of(module).shape == expected.shape
+            # What was crafted may compute something else, or say that it cannot.
+            with contextlib.suppress(*((RuntimeError, RuntimeWarning) if crafted else ())):
+                assert torch.equal(output_of(module), expected) or crafted
         assert set(folder.iterdir()) == before
         assert [entry.name for entry in inside.iterdir()] == ["net.tuned"]
     assert refused > 0.6 * count

@@ -324,10 +324,8 @@ def test_a_checkpoint_can_be_moved_and_saved_again(saved: Path, tmp_path: Path) 
     moved.unlink()
     save(pipeline, again)
 
-    third = Pipeline()
-    load(third, again)
     assert same(outputs(pipeline), outputs(Pipeline()))
-    assert same(outputs(third), outputs(pipeline))
+    assert again.read_bytes() == saved.read_bytes()
 
 
 def test_tuning_after_loading_does_not_interfere(saved: Path) -> None:
