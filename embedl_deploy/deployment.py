@@ -78,7 +78,8 @@ def lower(
         dynamic_shapes: As in ``torch.export``, for a model that is not traced yet.
         allow_simulated: Whether quantize and dequantize may run as float arithmetic.
         fallback: Whether a subgraph runs eager when its engine cannot take an input that the
-            graph's declared ranges admit; otherwise that is a ``LoweringError``.
+            graph's declared ranges admit; otherwise that is a ``LoweringError``, and the file that
+            ``save`` writes is smaller: it holds no weights that only engines read.
         cache_dir: Where built engines, and with ``"measure"`` the choices between them, are kept
             by content: graph, weights, inputs, configuration, versions and hardware. A second run
             that finds all of it builds nothing. Engines are code: keep others from writing there.

@@ -99,6 +99,11 @@ class Engine(ABC):
         return False
 
     @property
+    def needs_module(self) -> bool:
+        """Whether ``from_dict`` needs the module that was built, and its weights with it."""
+        return True
+
+    @property
     def device(self) -> torch.device | None:
         """The device the engine was built for, None before."""
         return self._device

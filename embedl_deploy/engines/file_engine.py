@@ -36,6 +36,10 @@ class FileEngine(Engine):
     _file: Path | None = None
     _form: CallForm | None = None
 
+    @property
+    def needs_module(self) -> bool:
+        return False
+
     @abstractmethod
     def _open(self, path: Path, device: torch.device) -> None:
         """Makes ``_run`` work; may raise ``BuildError``."""

@@ -112,6 +112,10 @@ class InductorEngine(Engine):
     def is_jit(self) -> bool:
         return not self.config.ahead_of_time
 
+    @property
+    def needs_module(self) -> bool:
+        return self.is_jit
+
     def supports(self, node: Node) -> Refusal | None:
         return refusal_of(node)
 

@@ -18,6 +18,7 @@ from embedl_deploy.lowering.graph_file import fields, graph_from_json, graph_to_
 from embedl_deploy.lowering.literals import Json, decode, encode
 from embedl_deploy.lowering.lowered_module import LoweredModule
 from embedl_deploy.lowering.report_file import report_from_json, report_to_json
+from embedl_deploy.lowering.saved_weights import described, left_out, stand_ins
 from embedl_deploy.lowering.signature_file import signature_from_json, signature_to_json
 from embedl_deploy.lowering.template_file import template_from_json, template_to_json
 from embedl_deploy.lowering.tensor_file import tensors_from_bytes, tensors_to_bytes
@@ -51,7 +52,9 @@ def save_lowered(model: LoweredModule, path: Path) -> None:
     assembly = model.assembly
     files: dict[str, bytes | Path] = {}
     graph, tensors = graph_to_json(assembly.core.module)
-    files["weights.safetensors"] = tensors_to_bytes(tensors)
+    dropped = left_out(assembly, tensors, model.fallback)
+    kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
+    files["weights.safetensors"] = tensors_to_bytes(kept)
     header: dict[str, Json] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -59,6 +62,7 @@ def save_lowered(model: LoweredModule, path: Path) -> None:
         "hardware": hardware(),
         "fallback": model.fallback,
         "graph": graph,
+        "weights_left_out": described(tensors, dropped),
         "signature": signature_to_json(assembly.core.signature),
         "template": template_to_json(assembly.core.template),
         "steps": [[name, engine, list(nodes)] for name, engine, nodes in assembly.steps_by_name()],
@@ -97,16 +101,25 @@ def load_lowered(
         _check_format(manifest, path)
         core = _core(manifest, archive, classes)
         steps = _steps(manifest.get("steps"))
-        described = fields(manifest.get("engines"), "table of engines")
+        engines = fields(manifest.get("engines"), "table of engines")
+        dropped = bool(manifest.get("weights_left_out"))
         if rebuild is not None:
-            saved = [_described(name, data) for name, data in described.items()]
+            if dropped:
+                raise CheckpointError(
+                    f"the engines in {path} cannot be built anew: it was saved with "
+                    "fallback=False, without the weights that they hold. Save it with "
+                    "fallback=True, or lower the model again"
+                )
+            saved = [_described(name, data) for name, data in engines.items()]
             return rebuild(_assemble(core, steps, {}), saved)
-        if described:
+        if engines:
             _check_environment(manifest, path)
-        slots = _slots(_assemble(core, steps, {}), described, archive, engine_classes)
+        slots = _slots(_assemble(core, steps, {}), engines, archive, engine_classes)
         report = report_from_json(manifest.get("report"))
     assembly = _assemble(core, steps, slots)
-    return LoweredModule(assembly, report, fallback=manifest.get("fallback") is not False)
+    return LoweredModule(
+        assembly, report, fallback=not dropped and manifest.get("fallback") is not False
+    )
 
 
 def _engine_to_json(slot: EngineSlot, folder: str, files: dict[str, bytes | Path]) -> Json:
@@ -148,6 +161,7 @@ def _core(
     manifest: Mapping[str, Json], archive: ArchiveReader, classes: Sequence[type]
 ) -> CoreGraph:
     tensors = tensors_from_bytes(archive.read("weights.safetensors"))
+    tensors |= stand_ins(manifest.get("weights_left_out", {}))
     module = graph_from_json(manifest.get("graph"), tensors)
     signature = signature_from_json(manifest.get("signature"), classes)
     taken = len(module.graph.find_nodes(op="placeholder"))

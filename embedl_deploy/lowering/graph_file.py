@@ -212,7 +212,9 @@ def _target(op: str, target: str, attributes: Sequence[str]) -> str | Callable[.
 def _on_devices(tensors: Mapping[str, Tensor], devices: Mapping[str, Json]) -> dict[str, Tensor]:
     try:
         return {
-            path: tensor.to(torch.device(str(devices[path]))) if path in devices else tensor
+            path: tensor.to(torch.device(str(devices[path])))
+            if path in devices and not tensor.is_meta
+            else tensor
             for path, tensor in tensors.items()
         }
     except (RuntimeError, AssertionError) as error:

@@ -76,6 +76,10 @@ class LoweredModule(nn.Module):
     def save(self, path: str | Path) -> None:
         """Writes graph, weights and engines into one file; see ``load_lowered``.
 
+        With ``fallback=False`` weights that only engines read are left out where the engines hold
+        them: a model that is loaded again has tensors without values in their place, and its
+        engines cannot be built anew.
+
         Raises:
             CheckpointError: Something in the model cannot be written as data.
             OutputPathError: The file cannot be written.
@@ -100,6 +104,8 @@ class LoweredModule(nn.Module):
         """Lets ``.to()`` and its kin pass where they change nothing."""
         del recurse
         for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.is_meta:
+                continue  # held by an engine alone
             probe = tensor.detach().flatten()[:0]
             moved = fn(probe)
             if moved.dtype is not probe.dtype or moved.device != probe.device:
