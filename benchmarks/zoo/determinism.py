@@ -15,12 +15,11 @@ def main() -> int:
     parser.add_argument("words", nargs="*", help="plan only cases whose name holds one of these")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--backend", default="tensorrt")
+    parser.add_argument("--workers", type=int, default=1, help="how many processes to use")
     options = parser.parse_args()
+    flags = [*options.words, "--backend", options.backend, "--workers", str(options.workers)]
     with tempfile.TemporaryDirectory() as folder:
-        sums = [
-            _plan_sums(seed, Path(folder) / str(seed), options.backend, options.words)
-            for seed in options.seeds
-        ]
+        sums = [_plan_sums(seed, Path(folder) / str(seed), flags) for seed in options.seeds]
     different = [name for name in sums[0] if any(s.get(name) != sums[0][name] for s in sums)]
     missing = sorted({name for s in sums for name in s} - set(sums[0]))
     sys.stdout.write(f"{len(sums[0])} plans under seeds {options.seeds}\n")
@@ -28,10 +27,10 @@ def main() -> int:
     return 1 if different or missing or not sums[0] else 0
 
 
-def _plan_sums(seed: int, folder: Path, backend: str, words: list[str]) -> dict[str, str]:
+def _plan_sums(seed: int, folder: Path, flags: list[str]) -> dict[str, str]:
     """Returns the sum of each plan that a process with this hash seed writes."""
     folder.mkdir()
-    run = [sys.executable, "-m", "benchmarks.zoo.run", *words, "--backend", backend]
+    run = [sys.executable, "-m", "benchmarks.zoo.run", *flags]
     environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
     subprocess.run([*run, "--only-plans", "--plans", str(folder)], env=environment, check=True)
     return {

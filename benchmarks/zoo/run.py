@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 from benchmarks.zoo.cases import Case, zoo
 from benchmarks.zoo.fused import groups_fused, misses
 from benchmarks.zoo.present import groups_present
+from benchmarks.zoo.workers import on_each
 from embedl_deploy.cli.random_weights import fill_zero_parameters, warm_up_norms
 from embedl_deploy.files import write_aside
 from embedl_deploy.graph.distance import relative_error
@@ -34,15 +36,16 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="keep the rows already there")
     parser.add_argument("--plans", type=Path, default=None, help="a folder for every plan")
     parser.add_argument("--only-plans", action="store_true", help="write plans, apply nothing")
+    parser.add_argument("--workers", type=int, default=1, help="how many processes to use")
     options = parser.parse_args()
+    names = [case.name for case in chosen(options.words)]
     if options.only_plans:
-        return _write_plans(options.words, options.backend, options.plans)
+        write = partial(_write_plan, backend=options.backend, folder=options.plans)
+        return 0 if all(on_each(write, names, options.workers)) else 1
     rows = earlier_rows(options.output) if options.resume else []
     done = {row["model"] for row in rows}
-    for case in chosen(options.words):
-        if case.name in done:
-            continue
-        row = run_case(case, options.backend, options.plans)
+    run = partial(run_case, backend=options.backend, plans=options.plans)
+    for row in on_each(run, [name for name in names if name not in done], options.workers):
         rows.append(row)
         sys.stdout.write(_line(row) + "\n")
         sys.stdout.flush()
@@ -70,12 +73,11 @@ def chosen(words: list[str]) -> Iterator[Case]:
     return (case for case in zoo() if not words or any(word in case.name for word in words))
 
 
-def _write_plans(words: list[str], backend: str, folder: Path) -> int:
-    for case in chosen(words):
-        model, args, kwargs = prepared(case)
-        plan = get_transformation_plan(model, args, kwargs, backend=backend)
-        plan.save(folder / plan_name(case))
-    return 0
+def _write_plan(case: Case, backend: str, folder: Path) -> bool:
+    model, args, kwargs = prepared(case)
+    plan = get_transformation_plan(model, args, kwargs, backend=backend)
+    plan.save(folder / plan_name(case))
+    return True
 
 
 def plan_name(case: Case) -> str:

@@ -104,7 +104,7 @@ def test_counts_what_is_present_and_what_is_fused(name: str) -> None:
 
 @pytest.mark.slow
 def test_every_row_is_transformed_and_fused(tmp_path: Path) -> None:
-    words = ["torchvision/resnet18", "timm/levit_128s", "transformers/bert", "transformers/funnel"]
+    words = ["torchvision/resnet18", "timm/levit_128s", "transformers/bert", "written/"]
     output = tmp_path / "zoo.json"
     command = [sys.executable, "-m", "benchmarks.zoo.run", *words, "--output", str(output)]
 
@@ -113,7 +113,7 @@ def test_every_row_is_transformed_and_fused(tmp_path: Path) -> None:
     written = json.loads(output.read_text())
     assert written["summary"]["failed"] == []
     assert written["summary"]["short"] == {}
-    assert len(written["rows"]) == len(words)
+    assert len(written["rows"]) > len(words)
 
 
 @pytest.mark.slow
@@ -124,6 +124,8 @@ def test_plans_do_not_depend_on_the_hash_seed() -> None:
         "benchmarks.zoo.determinism",
         "torchvision/resnet18",
         "/swinv2",
+        "--workers",
+        "2",
     ]
 
     subprocess.run(command, cwd=ROOT, check=True)
