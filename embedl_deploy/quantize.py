@@ -13,6 +13,7 @@ from embedl_deploy.errors import CalibrationError, PreconditionError
 from embedl_deploy.graph.record import has_record, record_of
 from embedl_deploy.graph.traced_module import with_own_modules
 from embedl_deploy.passes.calibration import ForwardLoop, Progress, calibrate_model
+from embedl_deploy.passes.calibration_state import calibration_state, load_calibration_state
 from embedl_deploy.passes.integer_conversion import convert
 from embedl_deploy.passes.qdq_check import check_record, findings_in
 from embedl_deploy.passes.quantization import (
@@ -51,9 +52,11 @@ __all__ = [
     "TensorQuantConfig",
     "WeightFakeQuantize",
     "calibrate",
+    "calibration_state",
     "check_qdq",
     "convert",
     "insert_qdq",
+    "load_calibration_state",
     "quantize",
 ]
 
@@ -164,6 +167,10 @@ def calibrate(
     progress: Progress | None = None,
 ) -> GraphModule:
     """Sets the scales of ``model`` from one pass over data; changes it in place and returns it.
+
+    If the loop is interrupted, ``calibration_state`` saves what was seen, and after
+    ``load_calibration_state`` the rest of the data is enough. In the processes of one
+    ``torchrun`` each passes its share of the data, and all get the scales of the whole.
 
     Args:
         model: What ``insert_qdq`` returned.

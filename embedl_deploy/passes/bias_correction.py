@@ -1,6 +1,6 @@
 """Corrects biases for what rounding a weight does to the mean output of its layer."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,6 +36,25 @@ class InputMean:
         self.count += channels.shape[1]
         self.positions = () if channel_axis == -1 else tuple(x.shape[channel_axis + 1 :])
 
+    def state(self) -> dict[str, Tensor]:
+        """Returns all that was seen, as tensors that ``load_state`` takes."""
+        assert self.total is not None, "nothing was seen"
+        positions = torch.tensor(self.positions, dtype=torch.int64)
+        return {"total": self.total, "count": torch.tensor(self.count), "positions": positions}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from what another mean saw."""
+        self.load_merged([state])
+
+    def load_merged(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Goes on from what several others saw, one after the other."""
+        self.total, self.count = None, 0
+        for state in states:
+            total = state["total"]
+            self.total = total.clone() if self.total is None else self.total + total
+            self.count += int(state["count"])
+            self.positions = tuple(int(size) for size in state["positions"])
+
     def as_input(self, dtype: torch.dtype) -> Tensor:
         """Returns an input of the layer that has the mean everywhere, batch 1."""
         assert self.total is not None, "nothing was seen"
@@ -51,14 +70,15 @@ Means = dict[WeightedFused, InputMean]
 def watching_inputs(model: nn.Module) -> Generator[Means]:
     """Collects the mean input of every quantized layer while the model runs.
 
-    Wrap calibration in it: then the means cost no forward pass of their own.
+    Wrap calibration in it: then the means cost no forward pass of their own. They stay with the
+    layers until ``forget_inputs``, so that an interrupted calibration can go on.
     """
     means: Means = {}
     handles: list[RemovableHandle] = []
     for layer in _quantized_layers(model):
         watched = _watched(layer)
         if watched is not None:
-            mean = means[layer] = InputMean()
+            mean = means[layer] = input_mean_of(layer)
             hook = _adding_to(mean, _channel_axis(layer))
             handles.append(watched.register_forward_pre_hook(hook))
     try:
@@ -66,6 +86,19 @@ def watching_inputs(model: nn.Module) -> Generator[Means]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def input_mean_of(layer: WeightedFused) -> InputMean:
+    """Returns what was seen of the input of ``layer``; a new mean where nothing was."""
+    mean = layer.__dict__.setdefault("input_mean", InputMean())
+    assert isinstance(mean, InputMean)
+    return mean
+
+
+def forget_inputs(means: Means) -> None:
+    """Drops what was seen: the next calibration starts anew."""
+    for layer in means:
+        layer.__dict__.pop("input_mean", None)
 
 
 def correct_biases(means: Means) -> PassRecord:

@@ -12,7 +12,14 @@ from torch.fx import Graph
 from embedl_deploy.errors import CalibrationError
 from embedl_deploy.graph.nodes import value_of
 from embedl_deploy.graph.values import value_text
-from embedl_deploy.passes.bias_correction import correct_biases, watching_inputs
+from embedl_deploy.passes.bias_correction import correct_biases, forget_inputs, watching_inputs
+from embedl_deploy.passes.calibration_notes import Count, calibration_notes, samples_in
+from embedl_deploy.passes.calibration_state import (
+    calibration_state,
+    merge_states,
+    refuse_moving_averages,
+)
+from embedl_deploy.passes.processes import exchanging, process_count
 from embedl_deploy.quantization.stub import QuantStub, stubs_of
 from embedl_deploy.quantization.weights import WeightFakeQuantize
 from embedl_deploy.rewriting import PassRecord
@@ -34,8 +41,10 @@ def calibrate_model(
     """Sets activation scales and bias corrections from one pass over the data.
 
     The model runs in eval mode, without gradients and unrounded: what is seen does not depend
-    on scales that are not there yet. If the loop is interrupted the statistics stay in the stubs,
-    and the next call goes on from them.
+    on scales that are not there yet. If the loop is interrupted the statistics stay in the model,
+    and the next call goes on from them; ``calibration_state`` saves them. The processes of a
+    ``torch.distributed`` group, each with its share of the data, get the same scales, those that
+    one process would get from all of it.
 
     Args:
         model: A model with ``QuantStub`` modules; changed in place.
@@ -58,18 +67,26 @@ def calibrate_model(
         _observing(stubs),
         watching_inputs(model) as means,
         _counting(model, progress) as count,
+        exchanging(lambda: (count, calibration_state(model))) as seen,
     ):
+        if process_count() > 1:
+            refuse_moving_averages(model)
         run_forward_loop(model, forward_loop)
-    if count.passes == 0:
+    if len(seen) > 1:
+        merge_states(model, [state for _, state in seen])
+    total = Count(sum(one.passes for one, _ in seen), sum(one.samples for one, _ in seen))
+    if total.passes == 0:
         raise CalibrationError(
             "forward_loop never ran the model it was given: call the model on calibration inputs, "
             f"{len(stubs)} activations saw no data"
         )
+    notes = tuple(calibration_notes(model, stubs, total, len(seen)))
     for stub in stubs:
         stub.finish_observing()
-    note = f"{len(stubs)} activations calibrated on {count.passes} forward passes"
-    record = PassRecord("calibration", seconds=time.perf_counter() - began, notes=(note,))
-    return (record, correct_biases(means)) if corrects_biases else (record,)
+    record = PassRecord("calibration", seconds=time.perf_counter() - began, notes=notes)
+    corrections = (correct_biases(means),) if corrects_biases else ()
+    forget_inputs(means)
+    return (record, *corrections)
 
 
 def _require_no_stubs(stubs: list[QuantStub]) -> None:
@@ -80,21 +97,20 @@ def _require_no_stubs(stubs: list[QuantStub]) -> None:
         )
 
 
-class _Count:
-    passes = 0
-
-
 @contextmanager
-def _counting(model: nn.Module, progress: Progress | None) -> Generator[_Count]:
-    count = _Count()
+def _counting(model: nn.Module, progress: Progress | None) -> Generator[Count]:
+    count = Count()
 
-    def after_forward(module: nn.Module, args: object, output: object) -> None:
-        del module, args, output
+    def after_forward(
+        module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], output: object
+    ) -> None:
+        del module, output
         count.passes += 1
+        count.samples += samples_in((*args, *kwargs.values()))
         if progress is not None:
             progress(count.passes)
 
-    handle = model.register_forward_hook(after_forward)
+    handle = model.register_forward_hook(after_forward, with_kwargs=True)
     try:
         yield count
     finally:

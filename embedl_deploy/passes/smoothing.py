@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from embedl_deploy.errors import CalibrationError
 from embedl_deploy.passes.calibration import ForwardLoop, run_forward_loop
+from embedl_deploy.passes.processes import exchanging
 from embedl_deploy.passes.skip_rules import SkipRules
 from embedl_deploy.passes.smoothing_site import SmoothingSite
 from embedl_deploy.quantization.config import QuantConfig, SmoothQuantConfig, TensorQuantConfig
@@ -113,10 +114,16 @@ def _tied(site: SmoothingSite, owners: Counter[int]) -> str | None:
 def _observe(model: nn.Module, sites: list[SmoothingSite], forward_loop: ForwardLoop) -> None:
     if not sites:
         return
-    with ExitStack() as stack:
+    with (
+        exchanging(lambda: [(site.peaks, site.rows) for site in sites]) as seen,
+        ExitStack() as stack,
+    ):
         for site in sites:
             stack.enter_context(site.watching())
         run_forward_loop(model, _beginning(forward_loop))
+    if len(seen) > 1:
+        for site, by_process in zip(sites, zip(*seen, strict=True), strict=True):
+            site.take(by_process)
     if all(site.rows is None for site in sites):
         raise CalibrationError(
             "forward_loop never ran the model it was given: call the model on calibration inputs, "

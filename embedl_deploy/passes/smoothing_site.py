@@ -1,6 +1,6 @@
 """One tensor that may be smoothed: what was seen of it, and how its factors are applied."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -63,6 +63,18 @@ class SmoothingSite:
             old = getattr(self.producer, name, None)
             if old is not None:
                 _replace(self.producer, name, old, old / factors)
+
+    def take(self, seen: Iterable[tuple[Tensor | None, Tensor | None]]) -> None:
+        """Takes over what several processes saw: peaks and rows of each, in a fixed order.
+
+        The peaks are those of all the data; the rows are a sample of it, as in one process.
+        """
+        known = [(peaks, rows) for peaks, rows in seen if peaks is not None and rows is not None]
+        if not known:
+            return
+        self.peaks = torch.stack([peaks for peaks, _ in known]).amax(0)
+        rows = torch.cat([rows for _, rows in known])
+        self.rows = rows[:: max(1, len(rows) // _MOST_ROWS)][:_MOST_ROWS].clone()
 
     @contextmanager
     def watching(self) -> Generator[None]:

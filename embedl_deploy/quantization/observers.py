@@ -65,6 +65,19 @@ class Observer(ABC):
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Goes on from what another observer of the same kind saw."""
 
+    @property
+    @abstractmethod
+    def is_constant(self) -> bool:
+        """Whether all values seen were the same, as far as this observer can tell them apart."""
+
+    @abstractmethod
+    def merge(self, state: dict[str, Tensor]) -> None:
+        """Adds what another observer saw, as if this one had seen it; exact, in either order.
+
+        Raises:
+            CalibrationError: What is kept depends on the order of the batches.
+        """
+
 
 class MinMaxObserver(Observer):
     """Keeps the smallest and the largest value; with ``average``, averaged over batches."""
@@ -93,6 +106,17 @@ class MinMaxObserver(Observer):
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.extremes = state["extremes"].clone()
         self.batches = int(state["batches"])
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        if self.average:
+            raise CalibrationError("a moving average depends on the order of the batches")
+        if int(state["batches"]):
+            self._update(state["extremes"], *state["extremes"])
+            self.batches += int(state["batches"])
+
+    @property
+    def is_constant(self) -> bool:
+        return self.batches > 0 and bool(self.extremes[0] == self.extremes[1])
 
 
 class HistogramObserver(Observer):
@@ -126,6 +150,16 @@ class HistogramObserver(Observer):
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.histogram.load_state(state)
         self.batches = int(state["batches"])
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        other = Histogram()
+        other.load_state(state)
+        self.histogram.merge(other)
+        self.batches += int(state["batches"])
+
+    @property
+    def is_constant(self) -> bool:
+        return int(torch.count_nonzero(self.histogram.counts)) == 1
 
 
 def make_observer(config: TensorQuantConfig, grid: QuantGrid) -> Observer:

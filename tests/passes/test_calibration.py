@@ -58,7 +58,7 @@ def test_an_iterable_yields_tensors_tuples_or_dicts(inputs: list[object]) -> Non
     record, _ = calibrate_model(model, inputs)
 
     assert float(model.stub.scale) == pytest.approx(extremes_of(BATCHES))
-    assert record.notes == ("1 activations calibrated on 3 forward passes",)
+    assert record.notes[0] == "1 activations calibrated on 3 forward passes"
 
 
 def test_takes_a_data_loader() -> None:
