@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from embedl_deploy.backends.registry import resolve_backend
 from embedl_deploy.engines.engine import Engine
 from embedl_deploy.engines.program import flat_program
-from embedl_deploy.errors import CheckpointError, PreconditionError
+from embedl_deploy.errors import CheckpointError, MissingDependencyError, PreconditionError
 from embedl_deploy.graph.record import has_record, record_of
 from embedl_deploy.lowering import (
     BuildSettings,
@@ -98,6 +98,8 @@ def lower(
         PreconditionError: It is in training mode, or its quantizers are not calibrated.
         LoweringError: The examples do not fit the graph, or quantization would be simulated.
         ValueError: An engine or backend is unknown.
+        MissingDependencyError: An engine in ``engines`` needs a library that is not installed;
+            the backend's own engines are left out then, with a note in the report.
     """
     settings = BuildSettings(
         choose=choose,
@@ -179,7 +181,7 @@ def _request(
     atomic: Sequence[Sequence[str]],
 ) -> LoweringRequest:
     graph = _traced(source)
-    general, pins = _engine_order(engines, backend, record_of(graph).backend)
+    general, pins, left_out = _engine_order(engines, backend, record_of(graph).backend)
     return LoweringRequest(
         graph_module=convert(graph),
         args=source.args,
@@ -189,7 +191,7 @@ def _request(
         min_nodes=min_nodes,
         atomic=atomic,
         python_signature=record_of(graph).signature,
-        notes=tuple(record_of(graph).notes),
+        notes=(*record_of(graph).notes, *left_out),
     )
 
 
@@ -206,23 +208,48 @@ def _traced(source: _Source) -> GraphModule:
 
 def _engine_order(
     engines: Engines | None, backend: str | Backend | None, recorded: str | None
-) -> tuple[list[EngineChoice], dict[str, EngineChoice]]:
-    """Returns the engines in order of preference, and those pinned to patterns of paths."""
+) -> tuple[list[EngineChoice], dict[str, EngineChoice], list[str]]:
+    """Returns the engines in order of preference, those pinned to patterns of paths, and notes."""
+    pins: dict[str, EngineChoice] = {}
     if isinstance(engines, Mapping):
-        pins = {pattern: choice for pattern, choice in engines.items() if pattern != "*"}
-        if "*" in engines:
-            return [engines["*"]], pins
-        return _backend_engines(backend, recorded), pins
+        pins = {pattern: _installed(choice) for pattern, choice in engines.items()}
+        engines = pins.pop("*", None)
     if engines is None:
-        return _backend_engines(backend, recorded), {}
-    if isinstance(engines, Sequence) and not isinstance(engines, str):
-        return list(engines), {}
-    return [engines], {}
+        order, notes = _backend_engines(backend, recorded)
+        return order, pins, notes
+    if isinstance(engines, str) or not isinstance(engines, Sequence):
+        engines = [engines]
+    return [_installed(choice) for choice in engines], pins, []
 
 
-def _backend_engines(backend: str | Backend | None, recorded: str | None) -> list[EngineChoice]:
-    table = resolve_backend(backend, recorded)
-    return [engine_from(choice) for choice in table.engines]
+def _installed(choice: EngineChoice) -> Engine:
+    """Returns the engine that was asked for by name; its libraries must be there."""
+    engine = engine_from(choice)
+    missing = engine.missing_libraries()
+    if missing:
+        raise MissingDependencyError(
+            f"{type(engine).__name__} needs {', '.join(missing)}, which is not installed here: "
+            f"pip install {' '.join(missing)}, or leave {engine.name!r} out of engines"
+        )
+    return engine
+
+
+def _backend_engines(
+    backend: str | Backend | None, recorded: str | None
+) -> tuple[list[EngineChoice], list[str]]:
+    """Returns the engines of a backend whose libraries are here, and a note on each other one."""
+    order: list[EngineChoice] = []
+    notes: list[str] = []
+    for choice in resolve_backend(backend, recorded).engines:
+        engine = engine_from(choice)
+        missing = engine.missing_libraries()
+        if missing:
+            notes.append(
+                f"{type(engine).__name__} was left out: {', '.join(missing)} is not installed"
+            )
+        else:
+            order.append(engine)
+    return order, notes
 
 
 def _built_anew(

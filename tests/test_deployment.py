@@ -3,11 +3,16 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from embedl_deploy.backend import use_backend
-from embedl_deploy.deployment import lower, plan_lowering
-from embedl_deploy.engines import EagerEngine, EagerEngineConfig
+from embedl_deploy.backend import Backend, use_backend
+from embedl_deploy.deployment import Engines, lower, plan_lowering
+from embedl_deploy.engines import EagerEngine, EagerEngineConfig, OpenVINOEngine
 from embedl_deploy.engines.recording import RecordingConfig, RecordingEngine
-from embedl_deploy.errors import InputError, LoweringError, PreconditionError
+from embedl_deploy.errors import (
+    InputError,
+    LoweringError,
+    MissingDependencyError,
+    PreconditionError,
+)
 from embedl_deploy.quantize import quantize
 from embedl_deploy.transformation import transform
 
@@ -149,6 +154,29 @@ def test_the_engines_of_the_backend_are_the_default(block: Block) -> None:
 
     assert plan.coverage == 0.0
     assert plan.recommendations == ("no engine takes any node: lowering would change nothing",)
+
+
+@pytest.fixture
+def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenVINOEngine, "libraries", ("openvino_that_is_not_there", "onnx"))
+
+
+@pytest.mark.usefixtures("without_openvino")
+def test_an_engine_of_the_backend_without_its_library_is_left_out_with_a_note(block: Block) -> None:
+    backend = Backend("both", engines=("openvino", "eager"))
+
+    lowered = lower(block, (X,), backend=backend)
+
+    assert lowered.report.engines == {"subgraph_0": "eager"}
+    note = "OpenVINOEngine was left out: openvino_that_is_not_there is not installed"
+    assert note in lowered.report.notes
+
+
+@pytest.mark.usefixtures("without_openvino")
+@pytest.mark.parametrize("engines", ["openvino", ["eager", "openvino"], {"head.*": "openvino"}])
+def test_an_engine_that_was_asked_for_needs_its_library(block: Block, engines: Engines) -> None:
+    with pytest.raises(MissingDependencyError, match=r"OpenVINOEngine needs openvino_that_is_not"):
+        lower(block, (X,), engines=engines)
 
 
 def test_a_plan_says_what_crosses_and_builds_nothing(block: Block) -> None:

@@ -44,7 +44,7 @@ INDUCTOR = Backend(
         QuantizeResidual,
         QuantizeAttentionProducts,
     ),
-    engines=("inductor", "eager"),
+    engines=("inductor", "openvino", "onnxruntime", "eager"),
     formats=(Precision.INT8,),
     placement=Placement(
         activation_dtype=torch.uint8,

@@ -143,14 +143,16 @@ def test_other_example_values_are_judged_anew_with_the_engines_there_are(
     tmp_path: Path, built: list[str]
 ) -> None:
     model = Block().eval()
-    measured(tmp_path, model)
+    first = measured(tmp_path, model)
     built.clear()
     engines = [counted("slow", sleep_ms=3), counted("fast"), counted("wrong", factor=2.0)]
 
     lowered = lower(model, (X + 1,), engines=engines, choose="measure", cache_dir=tmp_path)
 
     assert built == []
-    assert len(lowered.report.subgraphs[0].measurements) == 2
+    before, after = (found.report.subgraphs[0].measurements for found in (first, lowered))
+    assert [m.engine for m in after] == ["slow", "fast"]
+    assert [m.median_ms for m in after] != [m.median_ms for m in before]
 
 
 @pytest.mark.parametrize("suffix", ["*.engine", "*.choice.json"])
