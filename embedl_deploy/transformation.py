@@ -23,6 +23,8 @@ from embedl_deploy.rewriting import (
     make_plan,
 )
 from embedl_deploy.rewriting.backend import Backend
+from embedl_deploy.rewriting.pattern import instances
+from embedl_deploy.rewriting.selection import Selection
 from embedl_deploy.rewriting.state_map import state_map
 from embedl_deploy.tracing import trace
 
@@ -71,6 +73,8 @@ def transform(
     copy: bool = False,
     tracer: Literal["auto", "export", "fx"] = "auto",
     verify: bool | Literal["raise"] = False,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
 ) -> TransformationResult:
     """Traces ``model`` and rewrites it with the conversions and fusions of a backend.
 
@@ -89,8 +93,12 @@ def transform(
             back from the first to the second and the report says so.
         verify: Whether to check each match on its own subgraph and the model after each stage; a
             site that moves its output too far is rolled back, or raises with ``"raise"``.
+        only: What to rewrite, everything if empty: names of stages, and globs for names of
+            patterns (``"fuse-*"``) or paths of the model's modules (``"encoder.*"``).
+        skip: What to leave alone, written likewise.
 
     Raises:
+        ValueError: A word of ``only`` or ``skip`` means nothing in this model.
         TracingError: The model cannot be traced.
         PreconditionError: The model is in training mode.
         RuntimeError: Neither ``patterns`` nor ``backend`` is given and no backend is active.
@@ -98,7 +106,7 @@ def transform(
     """
     chosen, name = _patterns(patterns, backend)
     traced = _traced(model, args, kwargs, dynamic_shapes, tracer, copy=copy)
-    plan = make_plan(traced, chosen, name, careful=bool(verify))
+    plan = _planned(traced, chosen, name, only, skip, careful=bool(verify))
     return apply_transformation_plan(plan, args, kwargs, verify=verify)
 
 
@@ -112,6 +120,8 @@ def get_transformation_plan(
     dynamic_shapes: object | None = None,
     copy: bool = False,
     tracer: Literal["auto", "export", "fx"] = "auto",
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
 ) -> TransformationPlan:
     """Returns every rewrite that ``transform`` would make, open to veto; changes nothing.
 
@@ -119,7 +129,7 @@ def get_transformation_plan(
     """
     chosen, name = _patterns(patterns, backend)
     traced = _traced(model, args, kwargs, dynamic_shapes, tracer, copy=copy)
-    return make_plan(traced, chosen, name)
+    return _planned(traced, chosen, name, only, skip)
 
 
 def apply_transformation_plan(
@@ -145,6 +155,24 @@ def apply_transformation_plan(
     model, report = apply_plan(plan, verify=verify, args=args, kwargs=kwargs)
     record_of(model).loader = state_map(plan.model, model, plan.stages, report.passes)
     return TransformationResult(model, report, matches)
+
+
+def _planned(
+    traced: GraphModule,
+    patterns: Patterns,
+    backend: str | None,
+    only: Sequence[str],
+    skip: Sequence[str],
+    *,
+    careful: bool = False,
+) -> TransformationPlan:
+    if isinstance(only, str) or isinstance(skip, str):
+        raise ValueError(f"only and skip are lists of words, got {only!r} and {skip!r}")
+    if not only and not skip:
+        return make_plan(traced, patterns, backend, careful=careful)
+    selection = Selection(tuple(only), tuple(skip))
+    selection.require_known(traced, instances(patterns))
+    return make_plan(traced, patterns, backend, careful=careful, gate=selection)
 
 
 def _patterns(

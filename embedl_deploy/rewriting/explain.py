@@ -84,7 +84,7 @@ def explain_graph(
     name = node.name if isinstance(node, Node) else node
     report = record_of(graph_module).report
     if isinstance(report, TransformationReport):
-        before, record = graph_module, _joined(report)
+        before, record = graph_module, _joined(report, rule)
     else:
         before, record = _staged(graph_module, rule, others)
     around = _named(name, (before, graph_module))
@@ -144,7 +144,10 @@ def _named(name: str | None, graphs: Sequence[GraphModule]) -> Node | None:
     raise ValueError(f"the graph has no node %{name}; it begins with {known}")
 
 
-def _joined(report: TransformationReport) -> PassRecord:
+def _joined(report: TransformationReport, rule: Pattern) -> PassRecord | None:
+    """Returns what a report says, None where the rule's stage has not run yet."""
+    if not any(record.name == rule.phase.value for record in report.passes):
+        return None
     return PassRecord("report", tuple(report.applied_sites()), tuple(report.refusals()))
 
 

@@ -12,7 +12,7 @@ from embedl_deploy.graph.macs import macs_of
 from embedl_deploy.graph.provenance import stable_name
 from embedl_deploy.graph.record import record_of
 from embedl_deploy.graph.traced_module import TracedModule, structural_copy
-from embedl_deploy.rewriting.application import apply_patterns, graphs_of
+from embedl_deploy.rewriting.application import Gate, apply_patterns, graphs_of
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.pattern import Pattern
 from embedl_deploy.rewriting.records import PassRecord, TransformationReport, site_record
@@ -61,6 +61,9 @@ class TransformationPlan:
 
     decided: dict[SiteKey, bool] = field(default_factory=dict[SiteKey, bool], repr=False)
     """What ``apply`` was for each site when the plan was made."""
+
+    gate: Gate | None = field(default=None, repr=False)
+    """What was asked before a match was planned."""
 
     def sites(self) -> Iterator[PatternMatch]:
         """Yields the matches in the order in which they were settled."""
@@ -122,16 +125,18 @@ def make_plan(
     *,
     kind: type[TransformationPlan] = TransformationPlan,
     careful: bool = False,
+    gate: Gate | None = None,
 ) -> TransformationPlan:
     """Runs the stages of ``patterns`` on a scratch copy of a traced graph and keeps every match.
 
     The graph itself is not changed; the scratch copy shares its tensors. With ``careful`` these
-    are copied before each rewrite, so that a pattern that changes them can be refused.
+    are copied before each rewrite, so that a pattern that changes them can be refused. ``gate``
+    is asked before each match is applied.
     """
     scratch = structural_copy(model, deferred=True)
     stages = stages_of(patterns)
     found: list[PatternMatch] = []
-    records = tuple(_run_stage(scratch, stage, found, careful=careful) for stage in stages)
+    records = tuple(_run_stage(scratch, stage, found, gate, careful=careful) for stage in stages)
     own_nodes = {
         scope + stable_name(node): node
         for scope, part in graphs_of(model)
@@ -145,7 +150,7 @@ def make_plan(
         # Of several matches of one pattern at one node, the one that was applied is shown.
         if known is None or not known.apply:
             by_pattern[type(match.pattern)] = match
-    plan = kind(model, matches, stages, backend, records, scratch=scratch)
+    plan = kind(model, matches, stages, backend, records, scratch=scratch, gate=gate)
     plan.decided = {site_key(match): match.apply for match in plan.sites()}
     return plan
 
@@ -198,13 +203,19 @@ def finished(
 
 
 def _run_stage(
-    scratch: TracedModule, stage: Stage, found: list[PatternMatch], *, careful: bool
+    scratch: TracedModule,
+    stage: Stage,
+    found: list[PatternMatch],
+    gate: Gate | None,
+    *,
+    careful: bool,
 ) -> PassRecord:
     return apply_patterns(
         scratch,
         stage.patterns,
         stage.name,
         until_fixpoint=stage.until_fixpoint,
+        gate=gate,
         matches=found,
         verify=_accept if careful else None,
     )

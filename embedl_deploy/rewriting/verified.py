@@ -134,6 +134,10 @@ class _Replay:
         if key in self.banned:
             return self.banned[key]
         planned = self.wanted.get(key)
+        if self.plan.gate is not None and not (planned is not None and planned.apply):
+            left_out = self.plan.gate(match)
+            if left_out is not None:
+                return left_out
         if planned is None:
             # What was rolled back makes room for what the plan could not see.
             return None if self.banned else Refusal("the plan does not hold this site", match.root)
