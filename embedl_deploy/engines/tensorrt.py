@@ -65,7 +65,7 @@ class TensorRTEngine(Engine):
         return self.config.route == "torch-tensorrt-jit"
 
     def supports(self, node: Node) -> Refusal | None:
-        reason = missing_packages(self.config.route) or why_not(node)
+        reason = missing_packages(self.config.route) or why_not(node, self.config.route)
         return None if reason is None else Refusal(reason, node)
 
     def _build(
@@ -86,7 +86,8 @@ class TensorRTEngine(Engine):
             self._first_call(data[0])
             return
         folder = working_folder(self, cache_dir)
-        self._file = folder / f"tensorrt-{uuid.uuid4().hex}.engine"
+        suffix = "engine" if self.config.route == "onnx" else "pt2"
+        self._file = folder / f"tensorrt-{uuid.uuid4().hex}.{suffix}"
         if self.config.route == "onnx":
             self._build_from_onnx(module, data[0], shapes, device)
         else:

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from embedl_deploy.engines.integer_graph import is_quantization, operation
 from embedl_deploy.errors import MissingDependencyError
-from embedl_deploy.graph.nodes import value_of
+from embedl_deploy.graph.nodes import dtype_of, value_of
 
 PACKAGES = {
     "onnx": ("tensorrt", "polygraphy", "onnx", "onnxscript"),
@@ -21,6 +21,11 @@ PACKAGES = {
 }
 """What each route needs."""
 
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+NO_CODES = (
+    "torch-tensorrt has no layers for the quantize and dequantize operations of a converted graph, "
+    "and would leave them to torch as float arithmetic: use route='onnx'"
+)
 _TYPES = (torch.float64, torch.complex64, torch.complex128, torch.int16, torch.uint16)
 
 
@@ -43,9 +48,11 @@ def require_packages(route: str) -> None:
         raise MissingDependencyError(f"TensorRTEngine with route={route!r} needs {missing}")
 
 
-def why_not(node: Node) -> str | None:
-    """Returns why TensorRT has no layer for a node, for the reasons known before a build."""
+def why_not(node: Node, route: str = "onnx") -> str | None:
+    """Returns why a route cannot take a node, for the reasons known before a build."""
     value = value_of(node)
+    if route != "onnx" and (is_quantization(node) or dtype_of(node) in FLOAT8):
+        return NO_CODES
     if isinstance(value, Tensor):
         if value.device.type != "cuda":
             return f"TensorRT runs on CUDA devices, this tensor is on {value.device}"

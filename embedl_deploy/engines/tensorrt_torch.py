@@ -8,11 +8,13 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from embedl_deploy.engines.call_form import CallForm
 from embedl_deploy.engines.engine import Sample
 from embedl_deploy.engines.inductor_build import first_line, known_warnings
+from embedl_deploy.engines.integer_graph import is_quantization
 from embedl_deploy.engines.program import (
     exported_program,
     flat_graph,
@@ -20,8 +22,10 @@ from embedl_deploy.engines.program import (
     split_sample,
 )
 from embedl_deploy.engines.tensorrt_config import TensorRTEngineConfig
+from embedl_deploy.engines.tensorrt_library import FLOAT8, NO_CODES
 from embedl_deploy.engines.tensorrt_profiles import InputProfile, profiles_of
 from embedl_deploy.errors import BuildError
+from embedl_deploy.graph.nodes import dtype_of
 
 
 def compile_settings(config: TensorRTEngineConfig) -> dict[str, object]:
@@ -76,9 +80,10 @@ def compile_ahead(
     check_settings(config)
     program = exported_program(module, sample, dynamic_shapes)
     graph = flat_graph(program)
+    require_no_codes(graph)
     form = form_of(graph, sample)
     names = [node.name for node in graph.graph.find_nodes(op="placeholder")]
-    args, kwargs = _specifications(sample, form, names)
+    args, kwargs = specifications(sample, form, names)
     library = _library()
     try:
         with known_warnings():
@@ -105,10 +110,22 @@ def compile_just_in_time(
     module: nn.Module, config: TensorRTEngineConfig, device: torch.device
 ) -> Callable[..., object]:
     """Returns ``module`` under torch.compile, to be built at its first call."""
+    require_no_codes(module)
     check_settings(config)  # imports torch_tensorrt, which registers itself with torch.compile
     compiler = cast("Callable[..., Callable[..., object]]", torch.compile)
     options = {**compile_settings(config), "device": device}
     return compiler(module, backend="torch_tensorrt", options=options)
+
+
+def require_no_codes(module: nn.Module) -> None:
+    """Checks that a graph holds nothing that torch-tensorrt would run as simulated quantization.
+
+    Raises:
+        BuildError: It does.
+    """
+    nodes = module.graph.nodes if isinstance(module, GraphModule) else ()
+    if any(is_quantization(node) or dtype_of(node) in FLOAT8 for node in nodes):
+        raise BuildError(NO_CODES)
 
 
 def _save(compiled: nn.Module, path: Path) -> None:
@@ -117,15 +134,25 @@ def _save(compiled: nn.Module, path: Path) -> None:
     save(compiled, str(path), output_format="exported_program", retrace=False)
 
 
-def _specifications(
-    sample: Sample, form: CallForm, names: list[str]
+def specifications(
+    sample: Sample, form: CallForm, names: list[str], specify: "Specify | None" = None
 ) -> tuple[list[object], dict[str, object]]:
-    """Returns the inputs as tensors, those whose shape varies as torch-tensorrt's ``Input``."""
+    """Returns the inputs in their structure, those whose shape varies as ``specify`` makes them.
+
+    Args:
+        sample: Example inputs.
+        form: What the inputs are.
+        names: The names of all inputs, in order.
+        specify: Makes the specification of an input; None: torch-tensorrt's ``Input``.
+    """
+    specify = specify or _input
     leaves, structure = tree_flatten(split_sample(sample))
     tensors = [name for name, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)]
     profiles = {p.name: p for p in profiles_of(form, tensors, sample) if p is not None}
     given = [
-        _input(profiles[name], leaf) if name in profiles else leaf
+        specify(profiles[name], leaf.dtype)
+        if isinstance(leaf, Tensor) and name in profiles
+        else leaf
         for name, leaf in zip(names, leaves, strict=True)
     ]
     args, kwargs = cast(
@@ -134,13 +161,16 @@ def _specifications(
     return list(args), kwargs
 
 
-def _input(profile: InputProfile, example: Tensor) -> object:
+Specify = Callable[[InputProfile, torch.dtype], object]
+
+
+def _input(profile: InputProfile, dtype: torch.dtype) -> object:
     make = cast("_Input", import_module("torch_tensorrt").Input)
     return make(
         min_shape=profile.smallest,
         opt_shape=profile.best,
         max_shape=profile.largest,
-        dtype=example.dtype,
+        dtype=dtype,
     )
 
 

@@ -1,10 +1,7 @@
-"""Everything up to TensorRT's builder, and what is said without its library."""
+"""The routes to TensorRT: their settings, and what is said without the library."""
 
-import itertools
-import threading
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol, cast
 
 import pytest
 import torch
@@ -14,24 +11,14 @@ from torch.fx import GraphModule, Node
 
 from embedl_deploy.engines import TensorRTEngine, TensorRTEngineConfig
 from embedl_deploy.engines.engine import EngineState
-from embedl_deploy.engines.onnx_file import OnnxFile, write_onnx
-from embedl_deploy.engines.tensorrt_builder import (
-    BuildRequest,
-    builder_settings,
-    built_engine,
-    key_settings,
-    polygraphy_profiles,
+from embedl_deploy.engines.onnx_file import write_onnx
+from embedl_deploy.engines.program import exported_program, flat_graph, form_of
+from embedl_deploy.engines.tensorrt_library import why_not
+from embedl_deploy.engines.tensorrt_torch import (
+    compile_settings,
+    require_no_codes,
+    specifications,
 )
-from embedl_deploy.engines.tensorrt_cache import (
-    EngineCache,
-    content_key,
-    merge_timings,
-    read_timings,
-    structure_key,
-)
-from embedl_deploy.engines.tensorrt_library import Library, Polygraphy, why_not
-from embedl_deploy.engines.tensorrt_profiles import InputProfile, profiles_of
-from embedl_deploy.engines.tensorrt_torch import compile_settings
 from embedl_deploy.errors import BuildError, MissingDependencyError
 from embedl_deploy.quantization.quantize_dequantize import decomposed
 
@@ -41,17 +28,8 @@ without_library = pytest.mark.skipif(
 )
 
 
-def two_layers(scale: float = 1.0) -> nn.Module:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
-    with torch.no_grad():
-        module.get_parameter("0.weight").mul_(scale)
-    return module
-
-
-def onnx_of(module: nn.Module, path: Path, largest: int | None = None, x: Tensor = X) -> OnnxFile:
-    shapes = None if largest is None else ({0: Dim("batch", min=1, max=largest)},)
-    return write_onnx(module, (x,), path, shapes)
+def two_layers() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
 
 
 # --- without the library
@@ -69,7 +47,7 @@ def test_a_build_without_the_library_names_the_extra(route: str) -> None:
 
 @without_library
 def test_a_loaded_engine_says_what_it_lacks_to_run(tmp_path: Path) -> None:
-    written = onnx_of(two_layers(), tmp_path / "model.onnx")
+    written = write_onnx(two_layers(), (X,), tmp_path / "model.onnx")
     state = {
         TensorRTEngine.STATE_ENGINE: "TensorRTEngine",
         TensorRTEngine.STATE_CONFIG: TensorRTEngineConfig().to_dict(),
@@ -120,6 +98,16 @@ def test_says_which_codes_tensorrt_lacks() -> None:
     assert "on meta" in str(why_not(quantize_node().all_input_nodes[0]))
 
 
+def test_torch_tensorrt_is_not_given_codes_that_it_would_simulate() -> None:
+    program = GraphModule(nn.Module(), quantize_node().graph)
+
+    assert why_not(quantize_node(), "onnx") is None
+    assert "use route='onnx'" in str(why_not(quantize_node(), "torch-tensorrt"))
+    with pytest.raises(BuildError, match="has no layers for the quantize"):
+        require_no_codes(program)
+    require_no_codes(torch.export.export(two_layers(), (X,)).module(check_guards=False))
+
+
 # --- configuration
 
 
@@ -163,226 +151,22 @@ def test_torch_tensorrts_settings_pass_through_and_are_saved() -> None:
     assert read.key() == config.key() != TensorRTEngineConfig(route="torch-tensorrt").key()
 
 
-# --- the file, its profiles and settings
+class Gated(nn.Module):
+    def forward(self, pair: tuple[Tensor, Tensor], *, gate: Tensor) -> Tensor:
+        return pair[0] * gate + pair[1]
 
 
-def test_profiles_come_from_the_declared_sizes_and_the_sample(tmp_path: Path) -> None:
-    written = onnx_of(two_layers(), tmp_path / "model.onnx", largest=16)
+def test_torch_tensorrt_gets_inputs_in_their_structure_and_the_ranges_that_vary() -> None:
+    batch = Dim("batch", min=1, max=16)
+    sample = ((torch.randn(2, 8), torch.randn(8)), {"gate": torch.randn(2, 8).half()})
+    given = (((sample[0]),), sample[1])
+    shapes = {"pair": ({0: batch}, None), "gate": {0: batch}}
+    graph = flat_graph(exported_program(Gated().eval(), given, shapes))
+    names = [node.name for node in graph.graph.find_nodes(op="placeholder")]
 
-    assert profiles_of(written.form, written.names, (X,)) == (
-        InputProfile(written.names[0], smallest=(1, 8), best=(2, 8), largest=(16, 8)),
+    args, kwargs = specifications(
+        given, form_of(graph, given), names, lambda p, dtype: (p.smallest, p.best, p.largest, dtype)
     )
 
-
-def test_fixed_inputs_need_no_profile(tmp_path: Path) -> None:
-    written = onnx_of(two_layers(), tmp_path / "model.onnx")
-
-    assert profiles_of(written.form, written.names, (X,)) == (None,)
-
-
-def test_a_size_without_an_upper_bound_is_named(tmp_path: Path) -> None:
-    written = write_onnx(two_layers(), (X,), tmp_path / "model.onnx", ({0: Dim.DYNAMIC},))
-
-    with pytest.raises(BuildError, match=r"largest size for dimension 0 of input '\w+', declared"):
-        profiles_of(written.form, written.names, (X,))
-
-
-class Pools:
-    WORKSPACE = "workspace"
-
-
-class Named:
-    """The two names of the library that settings are made with."""
-
-    MemoryPoolType = Pools
-    __version__ = "11.0"
-
-
-def request(config: TensorRTEngineConfig, file: OnnxFile, largest: int = 16) -> BuildRequest:
-    profile = InputProfile("x", (1, 8), (2, 8), (largest, 8))
-    return BuildRequest(file, [profile, None], config, "H200 9.0")
-
-
-def test_settings_reach_the_builder_under_its_names(tmp_path: Path) -> None:
-    timings = tmp_path / "timings"
-    timings.write_bytes(b"known")
-    config = TensorRTEngineConfig(
-        workspace_bytes=2**20, optimization_level=5, refittable=True, timing_cache=str(timings)
-    )
-    file = onnx_of(two_layers(), tmp_path / "model.onnx")
-
-    settings = builder_settings(request(config, file), cast("Library", Named))
-
-    read = settings.pop("load_timing_cache")
-    assert cast("Readable", read).read() == b"known"
-    assert settings == {
-        "refittable": True,
-        "memory_pool_limits": {"workspace": 2**20},
-        "builder_optimization_level": 5,
-    }
-
-
-class Readable(Protocol):
-    def read(self) -> bytes: ...
-
-
-class Recorded(dict[str, tuple[tuple[int, ...], ...]]):
-    def add(
-        self,
-        name: str,
-        min: tuple[int, ...],  # noqa: A002
-        opt: tuple[int, ...],
-        max: tuple[int, ...],  # noqa: A002
-    ) -> None:
-        self[name] = (min, opt, max)
-
-
-class Loaders:
-    Profile = Recorded
-
-
-def test_one_profile_holds_all_inputs_that_vary(tmp_path: Path) -> None:
-    file = onnx_of(two_layers(), tmp_path / "model.onnx")
-    made = request(TensorRTEngineConfig(), file)
-
-    assert polygraphy_profiles(made.profiles, cast("Polygraphy", Loaders)) == [
-        {"x": ((1, 8), (2, 8), (16, 8))}
-    ]
-    assert polygraphy_profiles([None], cast("Polygraphy", Loaders)) == []
-
-
-# --- caches
-
-
-def test_an_engine_is_found_again_by_all_that_it_was_built_from(tmp_path: Path) -> None:
-    file = onnx_of(two_layers(), tmp_path / "model.onnx")
-    again = onnx_of(two_layers(), tmp_path / "again.onnx")
-    other = onnx_of(two_layers(scale=1.5), tmp_path / "other.onnx")
-    plain = key_settings(request(TensorRTEngineConfig(), file), "11.0")
-    changed = [
-        key_settings(request(TensorRTEngineConfig(), file), "11.1"),
-        key_settings(request(TensorRTEngineConfig(optimization_level=1), file), "11.0"),
-        key_settings(request(TensorRTEngineConfig(), file, largest=32), "11.0"),
-        {**plain, "target": "A100 8.0"},
-    ]
-
-    key = content_key(file.path, None, plain)
-
-    assert content_key(again.path, None, plain) == key
-    others = [content_key(file.path, None, settings) for settings in changed]
-    assert len({key, content_key(other.path, None, plain), *others}) == 6
-
-
-def test_where_results_are_kept_is_no_part_of_the_key(tmp_path: Path) -> None:
-    file = onnx_of(two_layers(), tmp_path / "model.onnx")
-    placed = TensorRTEngineConfig(timing_cache="timings", engine_cache="here", cuda_graphs=True)
-
-    assert key_settings(request(placed, file), "11.0") == key_settings(
-        request(TensorRTEngineConfig(), file), "11.0"
-    )
-
-
-def test_new_float_weights_have_the_structure_that_can_be_refitted(tmp_path: Path) -> None:
-    first = onnx_of(two_layers(), tmp_path / "model.onnx")
-    second = onnx_of(two_layers(scale=1.5), tmp_path / "other.onnx")
-    torch.manual_seed(0)
-    wider = onnx_of(nn.Linear(8, 16).eval(), tmp_path / "wider.onnx")
-
-    key = structure_key(first.path, {})
-
-    assert structure_key(second.path, {}) == key
-    assert structure_key(wider.path, {}) != key
-    assert structure_key(first.path, {"version": 2}) != key
-
-
-class Rounded(nn.Module):
-    def __init__(self, scale: float) -> None:
-        super().__init__()
-        self.register_buffer("codes", torch.arange(-8, 8, dtype=torch.int8).reshape(2, 8))
-        self.register_buffer("scales", torch.tensor([scale, 0.5]))
-        self.register_buffer("zeros", torch.zeros(2, dtype=torch.int64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        tensors = (self.codes, self.scales, self.zeros)
-        weight = decomposed().dequantize_per_channel.default(*tensors, 0, -128, 127, torch.int8)
-        return torch.nn.functional.linear(x, weight)
-
-
-def test_new_scales_are_another_structure(tmp_path: Path) -> None:
-    first = onnx_of(Rounded(0.25).eval(), tmp_path / "first.onnx")
-    second = onnx_of(Rounded(0.75).eval(), tmp_path / "second.onnx")
-
-    assert structure_key(first.path, {}) != structure_key(second.path, {})
-
-
-def test_a_damaged_engine_is_not_taken_from_the_cache(tmp_path: Path) -> None:
-    cache = EngineCache(tmp_path / "engines")
-    cache.write("key", b"engine")
-    assert cache.read("key") == b"engine"
-    assert cache.read("other") is None
-    (file,) = cache.folder.iterdir()
-    file.write_bytes(file.read_bytes()[:-1] + b"X")
-
-    assert cache.read("key") is None
-
-
-def test_timings_of_several_builds_are_merged_and_none_is_lost(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "timings"
-    assert read_timings(path) == b""
-
-    def learn(worker: int) -> None:
-        for step in range(20):
-            line = f"{worker}:{step}\n".encode()
-            merge_timings(path, lambda known, line=line: known + line)
-
-    threads = [threading.Thread(target=learn, args=(worker,)) for worker in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    expected = {f"{worker}:{step}" for worker, step in itertools.product(range(4), range(20))}
-    assert set(read_timings(path).decode().split()) == expected
-
-
-class Workshop:
-    """Stands where TensorRT builds and refits, and notes what it was asked for."""
-
-    def __init__(self, *, can_refit: bool = True) -> None:
-        self.can_refit = can_refit
-        self.asked: list[str] = []
-
-    def engine(self, config: TensorRTEngineConfig, file: OnnxFile) -> bytes:
-        made = request(config, file)
-        return built_engine(made, cast("Library", Named), self.build, self.refit)
-
-    def build(self, made: BuildRequest, _library: Library) -> bytes:
-        self.asked.append("build")
-        return b"built of " + made.file.path.name.encode()
-
-    def refit(self, content: bytes, path: Path, _library: Library) -> bytes | None:
-        self.asked.append("refit")
-        return content + b", weights of " + path.name.encode() if self.can_refit else None
-
-
-@pytest.mark.parametrize(
-    ("refittable", "can_refit", "asked", "second"),
-    [
-        (False, True, ["build", "build"], b"built of b.onnx"),
-        (True, True, ["build", "refit"], b"built of a.onnx, weights of b.onnx"),
-        (True, False, ["build", "refit", "build"], b"built of b.onnx"),
-    ],
-)
-def test_the_cache_saves_builds_and_takes_new_weights(
-    refittable: bool, can_refit: bool, asked: list[str], second: bytes, tmp_path: Path
-) -> None:
-    folder = str(tmp_path / "engines")
-    config = TensorRTEngineConfig(engine_cache=folder, refittable=refittable)
-    workshop = Workshop(can_refit=can_refit)
-    first_file = onnx_of(two_layers(), tmp_path / "a.onnx")
-    second_file = onnx_of(two_layers(scale=1.5), tmp_path / "b.onnx")
-
-    engines = [workshop.engine(config, file) for file in (first_file, second_file) * 2]
-
-    assert engines == [b"built of a.onnx", second] * 2
-    assert workshop.asked == asked
+    assert args == [(((1, 8), (2, 8), (16, 8), torch.float32), sample[0][1])]
+    assert kwargs == {"gate": ((1, 8), (2, 8), (16, 8), torch.float16)}
