@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import Argument, map_arg
 from torch.utils.flop_counter import flop_registry
 
-from embedl_deploy.graph.nodes import module_of, parts_of, value_of
+from embedl_deploy.graph.nodes import bound_arguments, module_of, parts_of, value_of
 from embedl_deploy.graph.transposed_linear import TransposedLinear
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -70,15 +70,15 @@ def _op_macs(node: Node, target: OpOverload) -> int:
     formula = flop_registry.get(packet)
     if formula is None:
         return 0
-    values = map_arg(node.args, lambda read: cast("Argument", value_of(read)))
+    values = map_arg(node.args, lambda read: cast("Argument", _known(value_of(read))))
     args = cast("tuple[object, ...]", values)
-    flops = cast("int", formula(*args, out_val=value_of(node)))
+    flops = cast("int", formula(*args, out_val=_known(value_of(node))))
     return int(flops) // 2
 
 
 def _matmul_macs(node: Node) -> int:
     left, result = _first_tensor(value_of(node.all_input_nodes[0])), _first_tensor(value_of(node))
-    return 0 if left is None or result is None else _size(*result.shape) * int(left.shape[-1])
+    return 0 if left is None or result is None else _size(*result.shape, left.shape[-1])
 
 
 def _conv_macs(node: Node) -> int:
@@ -92,11 +92,24 @@ def _conv_macs(node: Node) -> int:
 
 
 def _attention_macs(node: Node) -> int:
-    query, key, value = (_first_tensor(value_of(read)) for read in node.all_input_nodes[:3])
+    bound = bound_arguments(node)
+    operands = (cast("Node", bound[name]) for name in ("query", "key", "value"))
+    query, key, value = (_first_tensor(value_of(operand)) for operand in operands)
     if query is None or key is None or value is None:
         return 0
-    pairs = _size(*query.shape[:-1]) * int(key.shape[-2])
-    return pairs * (int(query.shape[-1]) + int(value.shape[-1]))
+    pairs = _size(*query.shape[:-1], key.shape[-2])
+    return pairs * (_size(query.shape[-1]) + _size(value.shape[-1]))
+
+
+def _known(value: object) -> object:
+    """Returns a recorded value with the sizes it had at tracing: reading symbols adds guards."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_known(item) for item in cast("tuple[object, ...]", value))
+    if isinstance(value, torch.SymInt):
+        return _hint(value)
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty([_hint(size) for size in value.shape], dtype=value.dtype, device="meta")
 
 
 def _first_tensor(value: object) -> Tensor | None:

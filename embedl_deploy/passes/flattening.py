@@ -1,10 +1,12 @@
 """Turns the call of a module into the ATen calls that it makes."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -34,7 +36,11 @@ def flatten_call(
         return function(*inputs)
 
     values = [value_of(argument) for argument in _inputs(node)]
-    with torch.no_grad():
+    mode = detect_fake_mode(values)
+    environment = None if mode is None else mode.shape_env
+    # Which kernel suits a size is no fact about the model: it must not become a guard.
+    unguarded = nullcontext() if environment is None else environment.suppress_guards()
+    with torch.no_grad(), unguarded:
         traced = make_fx(call, pre_dispatch=True, _allow_non_fake_inputs=True)(*values)
     # A weight that is computed when it is read, and read for its shape only, leaves dead calls.
     traced.graph.eliminate_dead_code()

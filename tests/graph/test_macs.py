@@ -74,6 +74,26 @@ def test_dynamic_sizes_count_as_traced() -> None:
     assert total_macs(graph_module) == 2 * 5 * 8 * 3
 
 
+def test_counting_adds_no_guard_to_dynamic_sizes() -> None:
+    class OverPast(nn.Module):
+        def forward(self, query: Tensor, past: Tensor, new: Tensor) -> Tensor:
+            keys = torch.cat([past, new], 1)
+            scores = query.transpose(1, 2) @ torch.bmm(query, new.transpose(1, 2))
+            return functional.scaled_dot_product_attention(query, keys, keys) + scores.mean()
+
+    length = {1: torch.export.Dim.DYNAMIC}
+    shapes = {"query": length, "past": length, "new": length}
+    graph = trace(OverPast(), (TOKENS, torch.randn(2, 7, 8), TOKENS), dynamic_shapes=shapes)
+    value = graph.graph.find_nodes(op="placeholder")[0].meta["val"]
+    guards = value.fake_mode.shape_env.guards
+    before = [str(guard.expr) for guard in guards]
+
+    counted = total_macs(graph)
+
+    assert counted == 2 * (2 * 5 * 12 * 8 + 5 * 5 * 8 + 8 * 5 * 5)
+    assert [str(guard.expr) for guard in guards] == before
+
+
 def test_what_multiplies_nothing_counts_nothing() -> None:
     graph_module = trace(nn.Sequential(nn.ReLU(), nn.LayerNorm(8)).eval(), (TOKENS,))
 
