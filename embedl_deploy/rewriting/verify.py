@@ -160,7 +160,16 @@ def _samples(region: tuple[Node, ...]) -> Iterator[tuple[str, Mapping[Node, obje
 
 def _clones(given: Mapping[Node, object]) -> dict[Node, object]:
     """Returns copies with equal strides, so that an in-place operation spoils nothing."""
-    return {read: _map(value, torch.clone) for read, value in given.items()}
+    return {read: _map(value, _clone) for read, value in given.items()}
+
+
+def _clone(value: Tensor) -> Tensor:
+    """Returns a copy with the strides of ``value``; ``torch.clone`` would close the gaps."""
+    if value.numel() == 0 or 0 in value.stride():
+        return value.clone()
+    reach = sum((size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True))
+    made = value.new_zeros(reach + 1).as_strided(value.shape, value.stride())
+    return made.copy_(value)
 
 
 def _map(value: object, change: Callable[[Tensor], Tensor]) -> object:

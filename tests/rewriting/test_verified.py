@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -6,7 +8,7 @@ from torch.fx import Node
 from embedl_deploy.errors import PatternError, PreconditionError, VerificationError
 from embedl_deploy.graph.distance import relative_error
 from embedl_deploy.patterns import FuseConvNorm, FuseLinearActivation
-from embedl_deploy.rewriting import Chain, Op, Pattern, PatternMatch, Phase, Refusal
+from embedl_deploy.rewriting import Chain, Input, Op, Pattern, PatternMatch, Phase, Refusal
 from embedl_deploy.testing import randomize
 from embedl_deploy.tracing import trace
 from embedl_deploy.transformation import (
@@ -178,6 +180,58 @@ def test_a_layer_that_a_rewrite_changes_is_as_it_was(verify: bool) -> None:
     assert all("changed conv" in text and ".weight and conv" in text for text in reasons)
     assert torch.equal(graph(IMAGE), before)
     assert torch.equal(result.model(IMAGE), before)
+
+
+def doubled_by_memory(x: Tensor) -> Tensor:
+    """Doubles what lies in memory one after the other."""
+    rows, columns = x.shape
+    return x.as_strided((rows, columns), (columns, 1)) * 2.0
+
+
+def doubled_and_squeezed(x: Tensor) -> Tensor:
+    """Doubles, and loses a dimension of size 1."""
+    return (x * 2.0).squeeze()
+
+
+class Double(Pattern):
+    """Wrong on some layouts or sizes only, as ``function`` is."""
+
+    phase = Phase.FUSION
+    tree = Chain(mul=Op(ATEN.mul.Tensor, Input(), 2.0))
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
+
+    def replace(self, match: PatternMatch) -> Node:
+        return match.call_function(self.function, match.root.args[0])
+
+
+class Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2.0
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [(doubled_by_memory, "non-contiguous"), (doubled_and_squeezed, "size-1")],
+)
+def test_what_is_wrong_on_other_layouts_or_sizes_only_is_found(
+    function: Callable[[Tensor], Tensor], kind: str
+) -> None:
+    result = transform(Twice().eval(), (ROWS,), patterns=[Double(function)], verify=True)
+
+    assert torch.equal(function(ROWS), ROWS * 2.0)
+    (refused,) = result.report.refusals()
+    assert (refused.reason or "").startswith(f"rolled back: on {kind} inputs the output moved")
+
+
+def test_what_is_right_on_every_layout_and_size_stays() -> None:
+    def doubled(x: Tensor) -> Tensor:
+        return x + x
+
+    result = transform(Twice().eval(), (ROWS,), patterns=[Double(doubled)], verify=True)
+
+    assert result.report.counts() == {"double": 1}
 
 
 def _divides_by_three(node: Node) -> bool:
