@@ -130,8 +130,8 @@ def tokens_of(batch: int, length: int) -> Example:
     return Example((torch.randn(batch, length, 16), mask))
 
 
-def map_of(batch: int, rows: int, columns: int) -> Example:
-    return Example((torch.randn(batch, 4 * rows, 4 * columns, 8),))
+def map_of(batch: int, rows: int) -> Example:
+    return Example((torch.randn(batch, 4 * rows, 12, 8),))
 
 
 def step_of(batch: int, length: int, past: int) -> Example:
@@ -143,7 +143,7 @@ def step_of(batch: int, length: int, past: int) -> Example:
 BATCH = Dim("batch", min=1, max=64)
 LENGTH = Dim("length", min=2, max=128)
 PAST = Dim("past", min=2, max=128)
-ROWS, COLUMNS = Dim("rows", min=2, max=16), Dim("columns", min=2, max=16)
+ROWS = Dim("rows", min=2, max=16)
 HEIGHT, WIDTH = Dim("height", min=4, max=64), Dim("width", min=4, max=64)
 
 MODELS = {
@@ -163,10 +163,10 @@ MODELS = {
     ),
     "windows": Dynamic(
         Windows,
-        {"image": {0: BATCH, 1: 4 * ROWS, 2: 4 * COLUMNS}},
-        map_of(1, 2, 2),
-        map_of(3, 2, 4),
-        map_of(5, 7, 3),
+        {"image": {0: BATCH, 1: 4 * ROWS}},
+        map_of(1, 2),
+        map_of(3, 4),
+        map_of(5, 7),
     ),
     "decoder": Dynamic(
         Decoder,
