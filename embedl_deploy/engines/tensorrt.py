@@ -3,6 +3,7 @@
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -64,8 +65,13 @@ class TensorRTEngine(Engine):
     def is_jit(self) -> bool:
         return self.config.route == "torch-tensorrt-jit"
 
+    @cached_property
+    def _missing(self) -> str | None:
+        """Why the route cannot be taken here; asked once, not for each of 40,000 nodes."""
+        return missing_packages(self.config.route)
+
     def supports(self, node: Node) -> Refusal | None:
-        reason = missing_packages(self.config.route) or why_not(node, self.config.route)
+        reason = self._missing or why_not(node, self.config.route)
         return None if reason is None else Refusal(reason, node)
 
     def _build(

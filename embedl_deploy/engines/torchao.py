@@ -253,11 +253,16 @@ def _name_of(function: Filter) -> str:
 
 
 def _function_named(name: str) -> Filter:
-    module, _, function = name.partition(":")
+    module, _, path = name.partition(":")
     try:
-        return cast("Filter", getattr(importlib.import_module(module), function))
-    except (ImportError, AttributeError) as error:
+        found: object = importlib.import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"filter_fn {name!r} is not found: {error}") from error
+    if not callable(found):
+        raise ValueError(f"filter_fn {name!r} must be a function, it is a {type(found).__name__}")
+    return cast("Filter", found)
 
 
 def _dotted(capability: tuple[int, int]) -> str:

@@ -74,6 +74,34 @@ def test_a_filter_is_saved_by_its_name_only() -> None:
         local.to_dict()
 
 
+@pytest.mark.parametrize(
+    ("name", "because"),
+    [
+        ("no_such_package:chooses", "is not found: No module named 'no_such_package'"),
+        ("math:no_such_function", "is not found: module 'math' has no attribute"),
+        ("math:pi", "must be a function, it is a float"),
+        ("", "is not found"),
+    ],
+)
+def test_a_filter_that_is_not_there_is_named(name: str, because: str) -> None:
+    saved = {**TorchAOEngineConfig().to_dict(), "filter_fn": name}
+
+    with pytest.raises(ValueError, match=because):
+        TorchAOEngineConfig.from_dict(saved)
+
+
+class Choices:
+    @staticmethod
+    def wide(module: nn.Module, path: str) -> bool:
+        return only_wide(module, path)
+
+
+def test_a_filter_may_be_a_static_method() -> None:
+    saved = TorchAOEngineConfig(filter_fn=Choices.wide).to_dict()
+
+    assert TorchAOEngineConfig.from_dict(saved).filter_fn is Choices.wide
+
+
 def test_says_what_hardware_it_lacks() -> None:
     engine = TorchAOEngine(TorchAOEngineConfig(quantization="fp8dq"))
 
