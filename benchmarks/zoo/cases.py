@@ -26,6 +26,8 @@ TIMM = (
     "resmlp_12_224", "resnest14d", "rexnet_100", "selecsls42", "seresnet18", "sequencer2d_s",
     "swinv2_tiny_window8_256", "tinynet_e", "twins_pcpvt_small", "vgg11_bn", "visformer_tiny",
     "vit_tiny_patch16_224", "volo_d1_224", "xcit_nano_12_p16_224",
+    "botnet26t_256", "efficientvit_m0", "gmlp_s16_224", "halonet26t", "lambda_resnet26t",
+    "mvitv2_tiny", "nest_tiny", "starnet_s1", "tnt_s_legacy_patch16_224",
 )  # fmt: skip
 
 _FAMILIES = {**FIRST, **MORE, **DECODERS, **VISION, **SPEECH_AND_OTHERS}

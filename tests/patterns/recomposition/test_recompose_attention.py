@@ -95,6 +95,10 @@ SPELLINGS: dict[str, Spelling] = {
         )
         @ v[..., :4, :]
     ),
+    "one mask over the grid of keys": lambda q, k, v: (
+        softmax(((q @ k[..., :4, :].mT).view(2, 3, 5, 2, 2) + GRID[:1, :1, :1, 0]).view(2, 3, 5, 4))
+        @ v[..., :4, :]
+    ),
     "filled on a grid": lambda q, k, v: (
         softmax(
             (q[..., :4, :] @ k[..., :4, :].mT)
