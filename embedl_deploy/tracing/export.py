@@ -1,5 +1,6 @@
 """Runs torch.export on a light copy of a model, and explains what goes wrong."""
 
+import os
 import sysconfig
 import threading
 import traceback
@@ -19,8 +20,10 @@ from embedl_deploy.tracing.light_copy import light_copy
 from embedl_deploy.tracing.quiet import ModelError, quiet_torch
 from embedl_deploy.tracing.structures import Template, pack, unpack
 
-_TORCH_ROOT = str(Path(torch.__file__).parent)
-_OWN_ROOT = str(Path(__file__).parent.parent)
+_TORCH_ROOT = f"{Path(torch.__file__).parent}{os.sep}"
+_OWN_ROOT = f"{Path(__file__).parent.parent}{os.sep}"
+_LONGEST = 240
+"""Characters of torch's own message that are quoted; sums over many sizes fill pages."""
 _STANDARD_ROOT = sysconfig.get_path("stdlib")
 # torch.export keeps process-wide state while it runs: two at once disturb each other.
 _LOCK = threading.RLock()
@@ -133,11 +136,13 @@ def _explain(model: nn.Module, error: Exception) -> str:
     where = f" at {line}" if line else ""
     name = type(error).__name__
     first = next((text.strip() for text in str(error).splitlines() if text.strip()), name)
+    first = first if len(first) <= _LONGEST else f"{first[:_LONGEST]}…"
     if _is_data_dependent(name, str(error)):
         return (
             f"cannot trace {type(model).__name__}: its control flow depends on the values of a "
             f"tensor{where}. Write the branch with torch.cond or torch.where, state what holds "
-            f"with torch._check(...), or move the decision out of forward. torch says: {first}"
+            "with torch._check(...), or move the decision out of forward: a detector's backbone "
+            f"and head, say, can be traced on their own. torch says: {first}"
         )
     cure = (
         "What NumPy computes cannot be traced: write it with torch operations"

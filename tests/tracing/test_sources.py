@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -114,6 +115,23 @@ def test_control_flow_on_data_names_the_line_and_the_cure() -> None:
         trace(Branches(), (ROWS,))
 
     assert "torch.fx cannot trace it either" in caught.value.__notes__[0]
+
+
+def test_a_line_in_a_package_beside_torch_is_named_and_long_reasons_are_cut() -> None:
+    file = f"{Path(torch.__file__).parent}vision/boxes.py"
+    names: dict[str, Callable[[Tensor], Tensor]] = {}
+    code = "def largest(x):\n    assert not 'long' * 200, 'long' * 200\n"
+    exec(compile(code, file, "exec"), names)
+
+    class Boxes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return names["largest"](x)
+
+    with pytest.raises(TracingError) as caught:
+        trace(Boxes(), (ROWS,))
+
+    assert f"{file}:2" in str(caught.value)
+    assert len(str(caught.value)) < 600
 
 
 def test_a_failure_prints_and_logs_nothing(
