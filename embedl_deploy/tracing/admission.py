@@ -6,10 +6,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from embedl_deploy.errors import TracingError
 from embedl_deploy.tracing.program import modules_of
+from embedl_deploy.tracing.structures import named_leaves
 
 _QUANTIZED = (
     "is quantized already: give the float model, and quantize it with embedl_deploy.quantize"
@@ -53,13 +53,10 @@ def check_values(model: nn.Module, args: object, kwargs: Mapping[str, object]) -
     Raises:
         TracingError: An input can be read once only or is no tensor, or a weight has no values.
     """
-    named = cast(
-        "list[tuple[tuple[object, ...], object]]", tree_flatten_with_path((args, dict(kwargs)))[0]
-    )
-    for path, value in named:
+    named = list(named_leaves((args, dict(kwargs))))
+    for which, value in named:
         reason = _unusable(value)
         if reason is not None:
-            which = keystr((path[0], *path[1:]))  # pyright: ignore[reportArgumentType]  # keys of pytree
             raise TracingError(
                 f"cannot trace {type(model).__name__} with the example input at "
                 f"(args, kwargs){which}: {reason}"
@@ -75,12 +72,12 @@ def check_outputs(outputs: object) -> None:
     Raises:
         TracingError: It is or holds an iterator.
     """
-    for path, value in tree_flatten_with_path(outputs)[0]:
-        if isinstance(cast("object", value), Iterator):
-            where = keystr(path)
+    for where, value in named_leaves(outputs):
+        if isinstance(value, Iterator):
+            kind = type(cast("object", value)).__name__
             raise TracingError(
-                f"forward returned a {type(value).__name__}{f' at {where}' if where else ''}, "
-                "which can be read once only: return a tuple or a list"
+                f"forward returned a {kind}{f' at {where}' if where else ''}, which can be read "
+                "once only: return a tuple or a list"
             )
 
 

@@ -9,7 +9,7 @@ remembers the class and the other attributes. Nothing is registered globally.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 from torch import SymBool, SymFloat, SymInt, Tensor, nn
@@ -56,6 +56,28 @@ def unpack(value: object, template: Template | None) -> object:
     for name, attribute in (*template.constants, *zip(names, rebuilt, strict=True)):
         object.__setattr__(result, name, attribute)
     return result
+
+
+def named_leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """Yields the leaves of a nested value with how code reaches them: ``[0]['mask']``.
+
+    Unlike ``tree_flatten_with_path`` it takes classes that were registered without key names, as
+    transformers registers its outputs.
+    """
+    if _node_type(value) not in pytree.SUPPORTED_NODES:
+        yield name, value
+        return
+    children = _flattened(value)[0]
+    for label, child in zip(_labels(value, len(children)), children, strict=True):
+        yield from named_leaves(child, name + label)
+
+
+def _labels(value: object, count: int) -> list[str]:
+    fields = cast("tuple[str, ...]", getattr(value, "_fields", ()))
+    labels = [f".{field}" for field in fields] if isinstance(value, tuple) else []
+    if isinstance(value, Mapping):
+        labels = [f"[{key!r}]" for key in cast("Mapping[object, object]", value)]
+    return labels if len(labels) == count else [f"[{position}]" for position in range(count)]
 
 
 def _pack(value: object, depth: int) -> tuple[object, Template | None]:

@@ -10,7 +10,7 @@ from typing import cast
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from embedl_deploy.tracing.structures import pack
+from embedl_deploy.tracing.structures import named_leaves, pack
 from embedl_deploy.tuning.dimensions import DeclaredShapes, DynamicDim, declared_dims
 from embedl_deploy.tuning.graph_spec import ConstantSpec, GraphSpec, SizesSeen, TensorSpec
 from embedl_deploy.tuning.sample import Sample
@@ -157,9 +157,7 @@ class Recorder:
         declared: list[Mapping[int, DynamicDim]] = []
         for name, value in arguments.items():
             dims = declared_dims(self._declared, name, value)
-            leaves = pytree.tree_leaves_with_path(value)
-            for (path, leaf), of_leaf in zip(leaves, dims, strict=True):
-                full = f"{name}{pytree.keystr(path)}"
+            for (full, leaf), of_leaf in zip(named_leaves(value, name), dims, strict=True):
                 if isinstance(leaf, Tensor):
                     inputs.append(TensorSpec(full, leaf.dtype, leaf.dim()))
                     tensors.append(leaf)

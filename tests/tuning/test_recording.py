@@ -1,12 +1,13 @@
 import inspect
 from collections import UserDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from embedl_deploy.tuning.dimensions import BatchDim, DeclaredShapes, DynamicDim
 from embedl_deploy.tuning.graph_spec import SizeRange
@@ -205,6 +206,33 @@ def test_nested_and_user_defined_inputs(value: object, names: list[str]) -> None
     assert [tensor.name for tensor in record.recorder.graphs[0].spec.tensors] == names
     assert type(sample.args[0]) is type(value)
     assert sample.args[0] is not value
+
+
+class Registered:
+    """A class that pytree knows without names of its keys, as those of transformers are."""
+
+    def __init__(self, *values: object) -> None:
+        self.values = list(values)
+
+
+@pytest.fixture
+def _registered() -> Iterator[None]:
+    pytree.register_pytree_node(
+        Registered, lambda it: (it.values, None), lambda values, _: Registered(*values)
+    )
+    yield
+    del pytree.SUPPORTED_NODES[Registered]
+    del pytree.SUPPORTED_SERIALIZED_TYPES[Registered]
+
+
+@pytest.mark.usefixtures("_registered")
+def test_classes_registered_without_key_names_are_taken() -> None:
+    record = Recording(nested)
+
+    record(Registered(ids(2), {"m": ids(1)}))
+
+    names = [tensor.name for tensor in record.recorder.graphs[0].spec.tensors]
+    assert names == ["batch[0]", "batch[1]['m']"]
 
 
 def test_a_sample_is_resized_by_repeating_it() -> None:
