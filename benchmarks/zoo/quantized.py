@@ -60,6 +60,7 @@ def run_case(case: Case, backend: str, largest: float | None = None) -> dict[str
     row: dict[str, object] = {"model": case.name, "backend": backend}
     try:
         model, args, kwargs = prepared(case)
+        model.requires_grad_(False)  # FlopCounterMode hooks into gradients where there are any
         total, between = float_macs(model, args, kwargs)
         if largest is not None and total > largest * 1e9:
             return {**row, "left_out": f"{total / 1e9:.0f} billion multiply-accumulates"}

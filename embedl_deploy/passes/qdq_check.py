@@ -27,7 +27,7 @@ def findings_in(graph_module: GraphModule, backend: Backend) -> tuple[QdqFinding
     target = Target(
         placement_of(backend),
         tuple(pattern.name for pattern in backend.fusion_patterns),
-        _reasons(graph_module),
+        reasons_in(graph_module),
     )
     views = [view_of(part) for _, part in graphs_of(graph_module)]
     return tuple(finding for rule in RULES for view in views for finding in rule(view, target))
@@ -40,7 +40,7 @@ def check_record(graph_module: GraphModule, backend: Backend) -> PassRecord:
     return PassRecord("check", seconds=time.perf_counter() - began, notes=notes)
 
 
-def _reasons(graph_module: GraphModule) -> dict[str, str]:
+def reasons_in(graph_module: GraphModule) -> dict[str, str]:
     """Returns why operands were left in float, by the node that would have read them rounded."""
     report = record_of(graph_module).report if has_record(graph_module) else None
     if not isinstance(report, TransformationReport):

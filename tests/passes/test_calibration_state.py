@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 from torch.fx import GraphModule
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import spawn  # pyright: ignore[reportUnknownVariableType]  # torch leaves it unannotated
 
 from embedl_deploy.backends.inductor import INDUCTOR
 from embedl_deploy.errors import CalibrationError

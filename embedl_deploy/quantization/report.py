@@ -1,0 +1,66 @@
+"""What quantization cost and what it reached, as data."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerQuality:
+    """One layer: its precision, its size, and what rounding did to it."""
+
+    node: str
+    module: str
+    """Path of the user's module."""
+
+    source: str | None
+    precision: str
+    """Of its operands: ``"int8"``, ``"int8 weights"``, ``"float32"``, …"""
+
+    macs: int
+    """Multiply-accumulates of one call at the traced shapes."""
+
+    weight_bytes: int
+    """Of the weight as it is stored, scales included."""
+
+    snr_db: float | None
+    """Signal-to-noise of its output against the float model, everything before it rounded too.
+
+    In decibels, 10 log10(Σ y² / Σ (y' - y)²); None where the layer is in float and exact."""
+
+    own_snr_db: float | None
+    """The same where this layer alone is rounded; None for a layer in float."""
+
+    output_share: float
+    """Its share in the error of the model's output, to first order, 0 to 1."""
+
+    reason: str | None = None
+    """Why it stayed in float, None for a quantized layer."""
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What quantization did to a model, on some data."""
+
+    layers: tuple[LayerQuality, ...]
+    """Everything that multiplies and accumulates, in graph order."""
+
+    output_snr_db: float
+    """Signal-to-noise of the model's floating-point outputs."""
+
+    macs: dict[str, int]
+    """Multiply-accumulates by precision."""
+
+    bytes: dict[str, int]
+    """Bytes of parameters as they are stored, by precision."""
+
+    batches: int
+    """How many batches the figures come from."""
+
+    def share_of_macs(self, precision: str) -> float:
+        """Returns the share of the multiply-accumulates that run in a precision, 0 to 1."""
+        total = sum(self.macs.values())
+        return self.macs.get(precision, 0) / total if total else 0.0
+
+    def worst(self, count: int = 10) -> tuple[LayerQuality, ...]:
+        """Returns the layers with the largest share in the output's error, largest first."""
+        ranked = sorted(self.layers, key=lambda layer: -layer.output_share)
+        return tuple(layer for layer in ranked if layer.output_share > 0)[:count]

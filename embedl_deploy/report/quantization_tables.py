@@ -1,0 +1,48 @@
+"""What quantization reached and what it cost, as tables."""
+
+from collections.abc import Iterable
+
+from rich.table import Table
+
+from embedl_deploy.quantization.report import LayerQuality, QuantizationReport
+from embedl_deploy.report.tables import facts_table
+
+
+def quality_table(
+    layers: Iterable[LayerQuality], title: str = "Rounding errors, layer by layer"
+) -> Table:
+    """Returns one row per layer, in the order given."""
+    table = Table(title=title, title_justify="left")
+    for column in ("layer", "precision", "MACs", "SNR dB", "alone", "of the output's error"):
+        is_text = column in ("layer", "precision")
+        table.add_column(column, justify="left" if is_text else "right")
+    table.add_column("why in float")
+    for layer in layers:
+        table.add_row(
+            layer.module or layer.node,
+            layer.precision,
+            f"{layer.macs:,}",
+            _decibels(layer.snr_db),
+            _decibels(layer.own_snr_db),
+            f"{layer.output_share:.1%}" if layer.output_share else "",
+            layer.reason or "",
+        )
+    return table
+
+
+def precision_table(report: QuantizationReport, title: str = "Precisions") -> Table:
+    """Returns the shares of multiply-accumulates and of bytes, and the output's error."""
+    rows = [
+        *(
+            (f"multiply-accumulates in {name}", f"{report.share_of_macs(name):.1%}")
+            for name in report.macs
+        ),
+        *((f"bytes of parameters in {name}", f"{size:,}") for name, size in report.bytes.items()),
+        ("signal-to-noise of the output", f"{report.output_snr_db:.1f} dB"),
+        ("measured on", f"{report.batches} batches"),
+    ]
+    return facts_table(title, rows)
+
+
+def _decibels(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
