@@ -1,0 +1,254 @@
+"""Measures every engine of this machine on the same graphs, and the choice between them.
+
+    python -m benchmarks.engines [--only "resnet batch 1, int8"] [--seconds 60] [--output FILE]
+
+All candidates of a case run in one process, in rotating blocks of 20 calls. Results are merged
+into the JSON file case by case, each with the machine it was measured on.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from benchmarks.engine_cases import ENGINES, TORCHAO, EngineCase, cases
+from embedl_deploy.cli.baselines import eager, first_tensor, on_inputs
+from embedl_deploy.cli.console import Screen, quiet_libraries
+from embedl_deploy.cli.model_sources import LoadedModel, load_model
+from embedl_deploy.cli.options import DEFAULT_BACKEND, quant_config
+from embedl_deploy.deployment import lower
+from embedl_deploy.engines import EngineConfig, InductorEngineConfig
+from embedl_deploy.errors import EmbedlDeployError
+from embedl_deploy.graph.distance import relative_error
+from embedl_deploy.lowering import EngineChoice, LoweredModule
+from embedl_deploy.quantize import quantize
+from embedl_deploy.report.tables import timings_table
+from embedl_deploy.transformation import transform
+from embedl_deploy.tuning.machine import JsonValue, machine_info
+from embedl_deploy.tuning.measure import Timing, measure_in_rotation, timed
+
+RESULTS = Path(__file__).parent / "results"
+TOLERANCE = 0.3
+"""Largest error of an engine against its graph; bfloat16 and int8 steps move by about 0.1."""
+
+EAGER = "eager fp32"
+CHOSEN = 'choose="measure"'
+CALIBRATION_INPUTS = 16
+TEST_INPUTS = 4
+ALLOWED_SLOWER = 1.03
+"""How much slower than the best single engine the choice may be."""
+
+
+def main() -> None:
+    """Runs the cases asked for."""
+    arguments = _arguments()
+    quiet_libraries()
+    screen = Screen(as_json=False)
+    for case in cases(arguments.only):
+        result = run_case(case, arguments.seconds, screen)
+        merge(arguments.output, case, result)
+    Console().print(f"written to {arguments.output}")
+
+
+def merge(path: Path, case: EngineCase, result: dict[str, JsonValue]) -> None:
+    """Puts one case into the file, beside what it holds."""
+    document: dict[str, JsonValue] = json.loads(path.read_text()) if path.exists() else {}
+    document[case.name] = result
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def run_case(case: EngineCase, seconds: float, screen: Screen) -> dict[str, JsonValue]:
+    """Builds and measures all candidates of one case, prints its table, returns its JSON."""
+    loaded = batched(load_model(case.model.source), case.batch)
+    with screen.step(f"{case.name}: rewriting"):
+        plain, graph = graphs(loaded, case)
+    built: dict[str, LoweredModule] = {}
+    failures: dict[str, JsonValue] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (source, engines) in candidates(case, plain, graph).items():
+            with screen.step(f"{case.name}: {name}"):
+                found = built_by(source, loaded, engines, Path(folder))
+            if isinstance(found, LoweredModule):
+                built[name] = found
+            else:
+                failures[name] = found
+        with screen.step(f"{case.name}: {CHOSEN}"):
+            chosen = lower(
+                graph,
+                loaded.args,
+                loaded.kwargs,
+                list(ENGINES[case.precision].values()),
+                "measure",
+                tolerance=TOLERANCE,
+                cache_dir=folder,
+            )
+    calls = {EAGER: eager(loaded.model), **built, CHOSEN: chosen}
+    runners = {n: timed(on_inputs(c, loaded.args, loaded.kwargs)) for n, c in calls.items()}
+    with screen.step(f"{case.name}: measuring in rotating blocks of 20"):
+        timings = measure_in_rotation(runners, max_rounds=12, budget_s=seconds)
+    screen.show(timings_table(timings, EAGER, case.name))
+    return {
+        "machine": machine_info(),
+        "seconds_of_measuring": seconds,
+        "engines": {
+            name: facts(loaded, timings, name, call)
+            for name, call in {EAGER: calls[EAGER], **built}.items()
+        },
+        "not run": failures,
+        CHOSEN: {**facts(loaded, timings, CHOSEN, chosen), **verdict(case, timings, chosen)},
+    }
+
+
+def batched(loaded: LoadedModel, batch: int) -> LoadedModel:
+    """Returns the model with its example inputs repeated along the first dimension."""
+    args = tuple(_repeated(value, batch) for value in loaded.args)
+    kwargs = {name: _repeated(value, batch) for name, value in loaded.kwargs.items()}
+    return replace(loaded, args=args, kwargs=kwargs)
+
+
+def _repeated(value: object, batch: int) -> object:
+    if not isinstance(value, Tensor) or not value.dim():
+        return value
+    return value[:1].repeat(batch, *[1] * (value.dim() - 1))
+
+
+def graphs(loaded: LoadedModel, case: EngineCase) -> tuple[GraphModule, GraphModule]:
+    """Returns the transformed graph, and the one of the case's precision."""
+    model, args, kwargs = loaded.model, loaded.args, loaded.kwargs
+    plain = transform(model, args, kwargs, backend=DEFAULT_BACKEND).model
+    if case.precision != "int8":
+        return plain, plain
+    inputs = list(loaded.random_inputs(CALIBRATION_INPUTS))
+
+    def calibrate(traced: Callable[..., object]) -> None:
+        for own_args, own_kwargs in inputs:
+            traced(*own_args, **own_kwargs)
+
+    config = quant_config(case.model.ranges)
+    quantized = quantize(
+        model, args, config, calibrate, True, kwargs=kwargs, backend=DEFAULT_BACKEND
+    )
+    return plain, quantized
+
+
+def candidates(
+    case: EngineCase, plain: GraphModule, graph: GraphModule
+) -> dict[str, tuple[GraphModule, list[EngineConfig]]]:
+    """Returns for each candidate the graph it is given and its engines."""
+    found = {name: (graph, [config]) for name, config in ENGINES[case.precision].items()}
+    if case.precision == "int8":
+        name, config = TORCHAO
+        found[name] = (plain, [config, InductorEngineConfig()])
+    return found
+
+
+def built_by(
+    graph: GraphModule, loaded: LoadedModel, engines: Sequence[EngineConfig], folder: Path
+) -> LoweredModule | str:
+    """Returns the graph run by the engines, or why the first of them does not run it."""
+    choices = cast("list[EngineChoice]", list(engines))
+    try:
+        found = lower(
+            graph, loaded.args, loaded.kwargs, choices, tolerance=TOLERANCE, cache_dir=folder
+        )
+    except EmbedlDeployError as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    failures = [failure for part in found.report.subgraphs for failure in part.failures]
+    if failures:
+        return f"{failures[0].engine}: {failures[0].reason}"
+    wanted = type(engines[0]).__name__.removesuffix("EngineConfig").lower()
+    if wanted not in found.report.engines.values():
+        return "; ".join(
+            dict.fromkeys(r.reason for r in found.report.refusals if r.engine == wanted)
+        )
+    return found
+
+
+def facts(
+    loaded: LoadedModel,
+    timings: Mapping[str, Timing],
+    name: str,
+    call: Callable[..., object],
+) -> dict[str, JsonValue]:
+    """Returns latency, error, and what building took."""
+    found: dict[str, JsonValue] = {
+        "times_faster_than_eager": timings[EAGER].median_ms / timings[name].median_ms,
+        "latency": timings[name].as_json(),
+        "relative_error": mean_error(loaded, call),
+    }
+    if isinstance(call, LoweredModule):
+        parts = call.report.subgraphs
+        found["engines"] = dict(call.report.engines)
+        found["eager_nodes"] = len(call.report.eager_nodes)
+        found["build_seconds"] = call.report.build_seconds
+        found["artifact_bytes"] = sum(part.artifact_bytes or 0 for part in parts)
+        found["int8_kernels"] = [dict(part.kernels) for part in parts]
+    return found
+
+
+def verdict(
+    case: EngineCase, timings: Mapping[str, Timing], chosen: LoweredModule
+) -> dict[str, JsonValue]:
+    """Returns the choice beside the best of the engines it was made from."""
+    of_these = ENGINES[case.precision]
+    singles = {name: t.median_ms for name, t in timings.items() if name in of_these}
+    if not singles:
+        return {"best_single_engine": None}
+    best = min(singles, key=lambda name: singles[name])
+    slower = timings[CHOSEN].median_ms / singles[best]
+    data = cast("dict[str, JsonValue]", chosen.report.to_dict())
+    return {
+        "best_single_engine": best,
+        "times_slower_than_best": slower,
+        f"at most {ALLOWED_SLOWER} times slower": slower <= ALLOWED_SLOWER,
+        "whole": data["whole"],
+        "measurements": [
+            {
+                "engine": m.engine,
+                "median_ms": m.median_ms,
+                "relative_error": m.relative_error,
+                "artifact_bytes": m.artifact_bytes,
+                "resident_bytes": m.resident_bytes,
+            }
+            for part in chosen.report.subgraphs
+            for m in part.measurements
+        ],
+        "dropped": [
+            f"{failure.engine}: {failure.reason}"
+            for part in chosen.report.subgraphs
+            for failure in part.failures
+        ],
+    }
+
+
+def mean_error(loaded: LoadedModel, call: Callable[..., object]) -> float:
+    """Returns the mean relative error against fp32 over test inputs."""
+    errors: list[float] = []
+    model: nn.Module = loaded.model
+    with torch.no_grad():
+        for args, kwargs in loaded.random_inputs(TEST_INPUTS, seed=2):
+            reference = first_tensor(model(*args, **kwargs))
+            found = first_tensor(call(*args, **kwargs)).to(reference.dtype)
+            errors.append(relative_error(found, reference))
+    return sum(errors) / len(errors)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="words of a case's name")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of measuring per case")
+    parser.add_argument("--output", type=Path, default=RESULTS / "engines.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
