@@ -159,8 +159,9 @@ def _keep_timings(path: Path, config: "_BuilderConfig") -> None:
     learned = config.get_timing_cache()
 
     def merged(known: bytes) -> bytes:
-        if known:
-            learned.combine(config.create_timing_cache(known), ignore_mismatch=False)
+        former = config.create_timing_cache(known) if known else None
+        if former is not None:
+            learned.combine(former, ignore_mismatch=False)
         return bytes(learned.serialize())
 
     merge_timings(path, merged)
@@ -191,7 +192,7 @@ class _TimingCache(Protocol):
 
 class _BuilderConfig(Protocol):
     def get_timing_cache(self) -> _TimingCache: ...
-    def create_timing_cache(self, content: bytes) -> _TimingCache: ...
+    def create_timing_cache(self, content: bytes) -> _TimingCache | None: ...
 
 
 class _Profile(Protocol):

@@ -121,7 +121,8 @@ class TensorRTProgram:
         graph = torch.cuda.CUDAGraph()
         outputs = self._bind(held)
         self._stream.synchronize()
-        with torch.cuda.graph(graph, stream=self._stream):
+        # Other threads may use CUDA meanwhile: only this one's calls are held to the capture.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             self._enqueue()
         return _Captured(graph, held, outputs)
 
