@@ -46,6 +46,9 @@ class ExitCode(IntEnum):
     DEPENDENCY = 9
     """An optional library is missing; the message names what to install."""
 
+    LOSS = 10
+    """A model lost rewrites that its manifest expects."""
+
 
 _CODES: tuple[tuple[type[EmbedlDeployError], ExitCode], ...] = (
     (ModelSourceError, ExitCode.MODEL),

@@ -9,6 +9,7 @@ from embedl_deploy.cli.commands.bench import bench_command
 from embedl_deploy.cli.commands.compile import compile_command
 from embedl_deploy.cli.commands.demo import demo_command
 from embedl_deploy.cli.commands.explain import explain_command
+from embedl_deploy.cli.commands.manifest import manifest_commands
 from embedl_deploy.cli.commands.quantize import quantize_command
 from embedl_deploy.cli.commands.transform import transform_command
 from embedl_deploy.cli.console import Screen, quiet_libraries
@@ -19,7 +20,8 @@ _HELP = """Takes trained PyTorch models to their targets, every step visible.
 
 Exit codes: 0 done; 1 an unforeseen error (with traceback); 2 wrong command line; 3 the model
 cannot be loaded; 4 it cannot be traced; 5 or rewritten; 6 or quantized; 7 or lowered; 8 a file
-cannot be written or read; 9 an optional library is missing.
+cannot be written or read; 9 an optional library is missing; 10 a model lost rewrites that its
+manifest expects.
 """
 
 app = typer.Typer(
@@ -35,6 +37,7 @@ app.command("quantize")(quantize_command)
 app.command("compile")(compile_command)
 app.command("bench")(bench_command)
 app.command("explain")(explain_command)
+app.add_typer(manifest_commands, name="manifest")
 
 
 def main() -> None:

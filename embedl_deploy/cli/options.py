@@ -93,6 +93,30 @@ SamplesOption = Annotated[
 ]
 
 
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only",
+        help="Rewrite only this: a stage (fusion), a pattern (fuse-*) or a module and what is in "
+        "it (encoder.layer.0); repeat for more.",
+    ),
+]
+
+SkipOption = Annotated[
+    list[str] | None,
+    typer.Option("--skip", help="Leave this alone, written like --only; repeat for more."),
+]
+
+PlanOption = Annotated[
+    Path | None,
+    typer.Option("--plan", help="Replay the decisions of a saved plan; it names its patterns."),
+]
+
+SavePlanOption = Annotated[
+    Path | None,
+    typer.Option("--save-plan", help="Where to save what is rewritten, as JSON for --plan."),
+]
+
 PrecisionOption = Annotated[
     RunPrecision,
     typer.Option(

@@ -4,12 +4,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.fx import GraphModule
 
 from embedl_deploy.backends.registry import resolve_backend
 from embedl_deploy.cli.calibration_data import forward_loop
-from embedl_deploy.cli.model_sources import Inputs
+from embedl_deploy.cli.choice import (
+    EVERYTHING,
+    Choice,
+    quantized_backend,
+    transformed,
+    without_unwanted_modules,
+)
+from embedl_deploy.cli.model_sources import Inputs, LoadedModel
 from embedl_deploy.cli.options import RunPrecision
 from embedl_deploy.deployment import lower
 from embedl_deploy.engines import InductorEngineConfig
@@ -21,7 +27,6 @@ from embedl_deploy.lowering.engine_choice import engine_from
 from embedl_deploy.quantize import QuantConfig, convert, quantize
 from embedl_deploy.rewriting import PassRecord
 from embedl_deploy.rewriting.records import report_of
-from embedl_deploy.transformation import transform
 
 BF16_TOLERANCE = 0.3
 """Largest relative error of a bfloat16 build against the graph it was given. Rounding to bfloat16
@@ -42,32 +47,45 @@ class Rewritten:
 
 
 def rewritten(
-    model: nn.Module,
-    args: tuple[object, ...],
-    kwargs: Mapping[str, object],
+    loaded: LoadedModel,
     *,
     backend: str,
     calibration: Sequence[Inputs] | None,
     config: QuantConfig | None = None,
+    choice: Choice = EVERYTHING,
     on_input: Callable[[int], None] | None = None,
 ) -> Rewritten:
-    """Returns ``model`` transformed, and quantized if ``calibration`` has inputs for it.
+    """Returns a model transformed, and quantized if ``calibration`` has inputs for it.
 
     ``config`` is the library's default if None.
     """
     if calibration is None:
-        result = transform(model, args, kwargs, backend=backend)
+        result = transformed(loaded, backend, choice)
         return Rewritten(result.model, result.report.passes, 0.0)
-    graph = quantize(
-        model,
-        args,
-        config or QuantConfig(),
-        forward_loop=forward_loop(calibration, on_input),
-        freeze_weights=True,
-        kwargs=kwargs,
-        backend=backend,
+    graph = quantized(
+        loaded, calibration, backend=backend, config=config, choice=choice, on_input=on_input
     )
     return Rewritten(graph, report_of(graph).passes, integer_share(convert(graph)))
+
+
+def quantized(
+    loaded: LoadedModel,
+    calibration: Sequence[Inputs],
+    *,
+    backend: str,
+    config: QuantConfig | None = None,
+    choice: Choice = EVERYTHING,
+    on_input: Callable[[int], None] | None = None,
+) -> GraphModule:
+    """Returns a model transformed, quantized and calibrated; ``config`` as in ``rewritten``."""
+    model = transformed(loaded, backend, choice).model
+    return quantize(
+        model,
+        config=without_unwanted_modules(config or QuantConfig(), model, choice),
+        forward_loop=forward_loop(calibration, on_input),
+        freeze_weights=True,
+        backend=quantized_backend(model, choice),
+    )
 
 
 def lowered(

@@ -53,17 +53,3 @@ def test_quantize_saves_a_program(run: Run, models: str) -> None:
 
     assert done.code == 0
     assert Path("small.pt2").is_file()
-
-
-def test_explain_names_what_was_done_where(run: Run, models: str) -> None:
-    done = run("explain", f"{models}:small", "--pattern", "fuse-*")
-
-    assert done.code == 0
-    assert "fuse-conv-norm-activation at %act: made" in done.output
-
-
-def test_explain_says_when_there_is_no_match(run: Run, models: str) -> None:
-    done = run("explain", f"{models}:small", "--pattern", "fuse-attention")
-
-    assert done.code == 0
-    assert "no whole match of fuse-attention" in done.output

@@ -70,9 +70,7 @@ def bench_command(
         batches = calibration_inputs(loaded, data, samples) if wanted.is_integer else None
         with screen.step(f"building for {backend} in {wanted.value}"):
             graph = rewritten(
-                loaded.model,
-                loaded.args,
-                loaded.kwargs,
+                loaded,
                 backend=backend,
                 calibration=batches,
                 config=quant_config(ranges),

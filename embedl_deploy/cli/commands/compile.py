@@ -8,6 +8,7 @@ import typer
 
 from embedl_deploy.cli.baselines import first_tensor
 from embedl_deploy.cli.calibration_data import calibration_inputs
+from embedl_deploy.cli.choice import chosen
 from embedl_deploy.cli.console import Screen
 from embedl_deploy.cli.model_sources import load_model
 from embedl_deploy.cli.options import (
@@ -17,11 +18,15 @@ from embedl_deploy.cli.options import (
     InputsOption,
     JsonOption,
     ModelArgument,
+    OnlyOption,
+    PlanOption,
     PrecisionOption,
     RangeOption,
     RunPrecision,
     SamplesOption,
+    SavePlanOption,
     SeedOption,
+    SkipOption,
     input_shapes,
     quant_config,
 )
@@ -42,12 +47,17 @@ def compile_command(
     data: DataOption = None,
     ranges: RangeOption = CalibrationMethod.MINMAX,
     samples: SamplesOption = 32,
+    only: OnlyOption = None,
+    skip: SkipOption = None,
+    plan: PlanOption = None,
+    save_plan: SavePlanOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Rewrites, quantizes and builds MODEL; embedl_deploy.load_lowered loads the file."""
     screen = Screen(as_json=as_json)
     require_writable(output)
+    choice = chosen(only, skip, plan, save_plan)
     with screen.step(f"loading {model}"):
         loaded = load_model(model, input_shapes=input_shapes(inputs), seed=seed)
         batches = calibration_inputs(loaded, data, samples) if precision.is_integer else None
@@ -55,12 +65,11 @@ def compile_command(
         screen.note("calibrating on random numbers: give --data for scales that mean something")
     with screen.counted_step("rewriting and calibrating", len(batches or ())) as on_input:
         graph = rewritten(
-            loaded.model,
-            loaded.args,
-            loaded.kwargs,
+            loaded,
             backend=backend,
             calibration=batches,
             config=quant_config(ranges),
+            choice=choice,
             on_input=on_input,
         )
     with screen.step(f"building for {backend} in {precision.value}"):

@@ -2,7 +2,8 @@
 
 import torch
 
-from embedl_deploy.cli.calibration_data import calibration_inputs, forward_loop
+from embedl_deploy.cli.calibration_data import calibration_inputs
+from embedl_deploy.cli.choice import chosen
 from embedl_deploy.cli.console import Screen
 from embedl_deploy.cli.model_sources import load_model
 from embedl_deploy.cli.options import (
@@ -12,17 +13,22 @@ from embedl_deploy.cli.options import (
     InputsOption,
     JsonOption,
     ModelArgument,
+    OnlyOption,
     OutputOption,
+    PlanOption,
     RangeOption,
     SamplesOption,
+    SavePlanOption,
     SeedOption,
+    SkipOption,
     input_shapes,
     quant_config,
 )
 from embedl_deploy.cli.output_files import require_writable
+from embedl_deploy.cli.pipeline import quantized
 from embedl_deploy.cli.saved_programs import save_program
 from embedl_deploy.graph.distance import relative_error
-from embedl_deploy.quantize import CalibrationMethod, quantize
+from embedl_deploy.quantize import CalibrationMethod
 from embedl_deploy.report.json_form import transformation_json
 from embedl_deploy.report.tables import stages_table
 from embedl_deploy.rewriting.records import report_of
@@ -36,33 +42,37 @@ def quantize_command(
     ranges: RangeOption = CalibrationMethod.MINMAX,
     samples: SamplesOption = 32,
     output: OutputOption = None,
+    only: OnlyOption = None,
+    skip: SkipOption = None,
+    plan: PlanOption = None,
+    save_plan: SavePlanOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Rewrites MODEL and rounds it to int8; --output saves a .pt2 program that simulates it."""
     screen = Screen(as_json=as_json)
     require_writable(output)
+    choice = chosen(only, skip, plan, save_plan)
     with screen.step(f"loading {model}"):
         loaded = load_model(model, input_shapes=input_shapes(inputs), seed=seed)
         batches = calibration_inputs(loaded, data, samples)
     if data is None:
         screen.note("calibrating on random numbers: give --data for scales that mean something")
     with screen.counted_step("calibrating", len(batches)) as on_input:
-        quantized = quantize(
-            loaded.model,
-            loaded.args,
-            quant_config(ranges),
-            forward_loop=forward_loop(batches, on_input),
-            freeze_weights=True,
-            kwargs=loaded.kwargs,
+        graph = quantized(
+            loaded,
+            batches,
             backend=backend,
+            config=quant_config(ranges),
+            choice=choice,
+            on_input=on_input,
         )
     with torch.no_grad():
-        error = relative_error(loaded.call(quantized), loaded.call())
+        error = relative_error(loaded.call(graph), loaded.call())
     if output is not None:
         with screen.step(f"saving {output}"):
-            save_program(quantized, loaded.args, loaded.kwargs, output)
-    report = report_of(quantized)
+            save_program(graph, loaded.args, loaded.kwargs, output)
+    report = report_of(graph)
     screen.show(stages_table(report.passes, f"{model} for {backend}"))
     screen.show(f"relative difference to the model's own output: {error:.1e}")
     screen.emit(

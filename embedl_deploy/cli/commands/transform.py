@@ -5,6 +5,7 @@ from typing import Annotated
 import torch
 import typer
 
+from embedl_deploy.cli.choice import chosen, transformed
 from embedl_deploy.cli.console import Screen
 from embedl_deploy.cli.model_sources import load_model
 from embedl_deploy.cli.options import (
@@ -13,8 +14,12 @@ from embedl_deploy.cli.options import (
     InputsOption,
     JsonOption,
     ModelArgument,
+    OnlyOption,
     OutputOption,
+    PlanOption,
+    SavePlanOption,
     SeedOption,
+    SkipOption,
     input_shapes,
 )
 from embedl_deploy.cli.output_files import require_writable
@@ -23,7 +28,6 @@ from embedl_deploy.graph.distance import relative_error
 from embedl_deploy.graph.text import graph_text
 from embedl_deploy.report.json_form import transformation_json
 from embedl_deploy.report.tables import stages_table
-from embedl_deploy.transformation import transform
 
 
 def transform_command(
@@ -34,16 +38,21 @@ def transform_command(
     show_graph: Annotated[
         bool, typer.Option("--graph", help="Also print the rewritten graph.")
     ] = False,
+    only: OnlyOption = None,
+    skip: SkipOption = None,
+    plan: PlanOption = None,
+    save_plan: SavePlanOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Rewrites MODEL with a backend's conversions and fusions; --output saves a .pt2 program."""
     screen = Screen(as_json=as_json)
     require_writable(output)
+    choice = chosen(only, skip, plan, save_plan)
     with screen.step(f"loading {model}"):
         loaded = load_model(model, input_shapes=input_shapes(inputs), seed=seed)
     with screen.step(f"rewriting for {backend}"):
-        result = transform(loaded.model, loaded.args, loaded.kwargs, backend=backend)
+        result = transformed(loaded, backend, choice)
     with torch.no_grad():
         error = relative_error(loaded.call(result.model), loaded.call())
     if output is not None:

@@ -12,6 +12,7 @@ from embedl_deploy.cli.baselines import compiled, compiled_bf16_freezing, eager,
 from embedl_deploy.cli.console import Screen
 from embedl_deploy.cli.demo.fresh_process import outputs_in_fresh_process
 from embedl_deploy.cli.demo.subjects import Row, Subject, outputs_of
+from embedl_deploy.cli.model_sources import LoadedModel
 from embedl_deploy.cli.options import RunPrecision
 from embedl_deploy.cli.pipeline import Rewritten, lowered, rewritten
 from embedl_deploy.lowering.lowered_module import LoweredModule
@@ -55,9 +56,7 @@ def run_experiment(subject: Subject, folder: Path, backend: str, screen: Screen)
     title = f"{subject.name}: rewriting and calibrating"
     with screen.counted_step(title, len(subject.calibration)) as on_input:
         graph = rewritten(
-            model,
-            example,
-            {},
+            LoadedModel(subject.name, model, example),
             backend=backend,
             calibration=[(row, {}) for row in subject.calibration],
             config=subject.config,
