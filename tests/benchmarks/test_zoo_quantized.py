@@ -1,0 +1,105 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.zoo.cases import Case
+from benchmarks.zoo.coverage import converted_macs, float_macs
+from benchmarks.zoo.quantized import REASONS, quantized_row, run_case, summarise
+from embedl_deploy.backends.inductor import INDUCTOR
+from embedl_deploy.quantize import ModulesToSkip, QuantConfig, convert, quantize
+
+IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+STEM, HEAD, PRODUCTS = 2 * 64 * 4 * 27, 2 * 64 * 5 * 4, 2 * 2 * 64 * 64 * 4
+
+
+class Net(nn.Module):
+    """A convolution, two products of activations, a transposed operand and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.stem(x).flatten(2).transpose(1, 2)
+        return self.head((rows @ rows.transpose(1, 2)) @ rows)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def test_the_total_is_that_of_torch_without_products_of_activations() -> None:
+    assert float_macs(net(), (IMAGE,), {}) == (STEM + HEAD, PRODUCTS)
+
+
+def test_counts_every_layer_of_a_quantized_model() -> None:
+    model = quantize(net(), (IMAGE,), forward_loop=[IMAGE], backend=INDUCTOR)
+
+    count = converted_macs(convert(model), (IMAGE,), {})
+
+    assert count.covered == count.total == STEM + HEAD
+
+
+@pytest.mark.parametrize("field", ["stub", "weight"])
+def test_a_layer_with_one_float_operand_is_not_covered(field: str) -> None:
+    skip = ModulesToSkip(**{field: {"head"}})
+    config = QuantConfig(skip=skip, smooth=None)
+    model = quantize(net(), (IMAGE,), config, [IMAGE], backend=INDUCTOR)
+
+    count = converted_macs(convert(model), (IMAGE,), {})
+
+    assert count.covered == STEM
+    (missed,) = count.uncovered
+    assert missed.macs == HEAD
+    assert missed.float_operands == ("activation" if field == "stub" else "weight",)
+
+
+def test_a_float_model_is_not_covered_at_all() -> None:
+    model = quantize(net(), (IMAGE,), forward_loop=[IMAGE], backend=INDUCTOR)
+    converted = convert(model)
+    for node in list(converted.graph.nodes):
+        if "dequantize_per_tensor" in node.name:
+            node.replace_all_uses_with(node.all_input_nodes[0].all_input_nodes[0])
+    converted.graph.eliminate_dead_code()
+    converted.recompile()
+
+    assert converted_macs(converted, (IMAGE,), {}).covered == 0
+
+
+def test_a_row_says_what_is_in_float_and_why() -> None:
+    class Double(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).double() @ torch.ones(5, 2, dtype=torch.float64)
+
+    row = quantized_row(Double().eval(), (IMAGE,), {}, INDUCTOR)
+
+    assert row["covered_macs"] == STEM + HEAD
+    assert row["findings"] == []
+    assert str(row["float"]).count("'reason'") == 1
+    assert REASONS[0] in str(row["float"])
+
+
+def test_a_run_fails_on_a_failure_a_finding_or_a_share_below_the_bar() -> None:
+    fine: dict[str, object] = {"findings": [], "share_with_excused": 0.95}
+    rows: list[dict[str, object]] = [
+        {"model": "fine", **fine},
+        {"model": "broken", "failure": "ValueError: no"},
+        {"model": "found", **fine, "findings": ["QDQ001"]},
+        {"model": "short", **fine, "share_with_excused": 0.94},
+        {"model": "large", "left_out": "too large"},
+    ]
+
+    summary = summarise(rows)
+
+    assert (summary["failed"], summary["findings"]) == (["broken"], ["found"])
+    assert (summary["below"], summary["left_out"]) == (["short"], ["large"])
+
+
+def test_a_model_that_cannot_be_quantized_is_a_row_with_its_failure() -> None:
+    case = Case("net", net, lambda _: ((IMAGE,), {}))
+
+    assert run_case(case, "inductor")["share"] == 1.0
+    assert "no placement" in str(run_case(case, "lattice")["failure"])
+    assert "left_out" not in run_case(case, "inductor", largest=1.0)
+    assert "left_out" in run_case(case, "inductor", largest=1e-9)
