@@ -12,6 +12,7 @@ from embedl_deploy.graph.traced_module import with_own_modules
 from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.passes.insertion import accepted_dtypes, insert_quantizers
 from embedl_deploy.passes.scale_sharing import share_scales
+from embedl_deploy.patterns.smooth.readers import counting_once
 from embedl_deploy.quantization.config import QuantConfig
 from embedl_deploy.quantization.placement import Placement
 from embedl_deploy.quantization.weights import WeightFakeQuantize
@@ -40,12 +41,13 @@ def find_matches(
 ) -> tuple[PatternMatch, ...]:
     """Returns every place where one of the patterns fits, in graph order; changes nothing."""
     index = Workspace(graph_module).index
-    found = [
-        match
-        for rule in instances(patterns)
-        for root in index.candidates(rule.anchors())
-        if (match := _match_at(rule, root, graph_module)) is not None
-    ]
+    with counting_once(graph_module.graph):
+        found = [
+            match
+            for rule in instances(patterns)
+            for root in index.candidates(rule.anchors())
+            if (match := _match_at(rule, root, graph_module)) is not None
+        ]
     return tuple(sorted(found, key=lambda match: match.root))
 
 
