@@ -2,11 +2,9 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import islice
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +24,6 @@ from embedl_deploy.rewriting import PassRecord, PatternMatch, Refusal, SiteRecor
 from embedl_deploy.rewriting.records import site_record
 
 _STRENGTHS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9)
-_MOST_BATCHES = 16
 _WORTH_IT = 0.95
 """Smoothing is applied where it leaves at most this share of the error without it."""
 
@@ -120,7 +117,7 @@ def _observe(model: nn.Module, sites: list[SmoothingSite], forward_loop: Forward
     ):
         for site in sites:
             stack.enter_context(site.watching())
-        run_forward_loop(model, _beginning(forward_loop))
+        run_forward_loop(model, forward_loop)
     if len(seen) > 1:
         for site, by_process in zip(sites, zip(*seen, strict=True), strict=True):
             site.take(by_process)
@@ -129,13 +126,6 @@ def _observe(model: nn.Module, sites: list[SmoothingSite], forward_loop: Forward
             "forward_loop never ran the model it was given: call the model on calibration inputs, "
             "smoothing saw no data"
         )
-
-
-def _beginning(forward_loop: ForwardLoop) -> ForwardLoop:
-    """Returns the first batches of an iterable; a callable runs what it runs."""
-    if not isinstance(forward_loop, Iterable):
-        return forward_loop
-    return islice(cast("Iterable[object]", forward_loop), _MOST_BATCHES)
 
 
 def _best_strength(

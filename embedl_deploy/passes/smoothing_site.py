@@ -33,7 +33,13 @@ class SmoothingSite:
     """Largest magnitude per channel, shape (in,)."""
 
     rows: Tensor | None = None
-    """A sample of the rows seen, shape (rows, in)."""
+    """A sample of the rows seen, spread over the batches, shape (rows, in)."""
+
+    batches: int = 0
+    """How many were seen."""
+
+    stride: int = 1
+    """Every how many batches rows are taken; doubles whenever there are too many rows."""
 
     @classmethod
     def of(cls, match: PatternMatch) -> "SmoothingSite":
@@ -85,15 +91,22 @@ class SmoothingSite:
             rows = output.detach().reshape(-1, output.shape[-1])
             peaks = rows.abs().amax(0)
             self.peaks = peaks if self.peaks is None else torch.maximum(self.peaks, peaks)
-            sample = rows[:: max(1, rows.shape[0] // _ROWS_PER_BATCH)][:_ROWS_PER_BATCH]
-            seen = sample if self.rows is None else torch.cat([self.rows, sample])
-            self.rows = seen[:_MOST_ROWS].clone()
+            if self.batches % self.stride == 0:
+                self._sample(rows)
+            self.batches += 1
 
         handle = self.producer.register_forward_hook(observe)
         try:
             yield
         finally:
             handle.remove()
+
+    def _sample(self, rows: Tensor) -> None:
+        sample = rows[:: max(1, rows.shape[0] // _ROWS_PER_BATCH)][:_ROWS_PER_BATCH].clone()
+        self.rows = sample if self.rows is None else torch.cat([self.rows, sample])
+        if len(self.rows) > _MOST_ROWS:
+            self.rows = self.rows[::2].clone()
+            self.stride *= 2
 
 
 def _replace(module: nn.Module, name: str, old: Tensor, new: Tensor) -> None:
