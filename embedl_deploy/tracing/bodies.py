@@ -16,8 +16,9 @@ from embedl_deploy.tracing.module_tree import register
 from embedl_deploy.tracing.program import Program
 
 _NOTE = (
-    "layers inside conditions and loops keep their weights as operands, which torch's own "
-    "operations need for gradients: they stay ATen calls there and are not fused or quantized"
+    "layers inside conditions, loops and autocast blocks keep their weights as operands, which "
+    "torch's own operations need for gradients: they stay ATen calls there and are not fused or "
+    "quantized"
 )
 
 
