@@ -19,6 +19,7 @@ from embedl_deploy.pattern_checks import PatternCheck, check_pattern
 from embedl_deploy.pattern_checks.random_values import randomize
 from embedl_deploy.rewriting import PassRecord, Pattern, apply_patterns
 from embedl_deploy.rewriting.expected import expected_graph
+from embedl_deploy.rewriting.explain import explain_graph
 from embedl_deploy.rewriting.verify import Verifier
 from embedl_deploy.tracing import trace
 
@@ -75,9 +76,10 @@ def check_rewrite(
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     wanted = model(*args, **(kwargs or {}))
     graph_module = trace(model, args, kwargs)
+    untouched = copy.deepcopy(graph_module)
     record = apply_patterns(graph_module, [pattern], verify=Verifier())
     graph_module.recompile()
-    _assert_applied(graph_module, record, count)
+    _assert_applied(graph_module, record, count, before=untouched, pattern=pattern)
     _assert_close(graph_module, graph_module(*args, **(kwargs or {})), wanted, relative)
     if isinstance(expected, str):
         _assert_text(graph_module, expected)
@@ -118,7 +120,10 @@ def check_refusal(
     if record.applied:
         raise AssertionError(f"the pattern rewrote it: {record.applied[0]}\n{text}")
     if not record.refused:
-        raise AssertionError(f"the pattern's tree fits nowhere, so nothing was refused in\n{text}")
+        raise AssertionError(
+            f"the pattern's tree fits nowhere, so nothing was refused by {pattern.name}:\n"
+            f"{explain_graph(graph_module, pattern)}\n{text}"
+        )
     if not any(because in (site.reason or "") for site in record.refused):
         reasons = "\n".join(str(site) for site in record.refused)
         raise AssertionError(f"no refusal says {because!r}:\n{reasons}\n{text}")
@@ -160,16 +165,24 @@ def _same_positions(first: dict[int, object], second: dict[int, object]) -> bool
     return positions[0] == positions[1]
 
 
-def _assert_applied(graph_module: GraphModule, record: PassRecord, count: int | None) -> None:
+def _assert_applied(
+    graph_module: GraphModule,
+    record: PassRecord,
+    count: int | None,
+    *,
+    before: GraphModule,
+    pattern: Pattern | type[Pattern],
+) -> None:
     enough = len(record.applied) == count if count is not None else bool(record.applied)
     moved = [site for site in record.refused if (site.reason or "").startswith("rolled back")]
     if enough and not moved:
         return
     wanted = "at least once" if count is None else f"{count} times"
-    reasons = "\n".join(str(site) for site in record.refused) or "no refusal was recorded"
+    reasons = "\n".join(str(site) for site in record.refused)
+    nearest = f"no refusal was recorded\n{explain_graph(before, pattern)}"
     raise AssertionError(
-        f"the pattern must apply {wanted}, it applied {len(record.applied)} times; {reasons}\n"
-        + graph_text(graph_module)
+        f"the pattern {pattern.name} must apply {wanted}, it applied {len(record.applied)} times; "
+        f"{reasons or nearest}\n{graph_text(graph_module)}"
     )
 
 

@@ -33,7 +33,7 @@ ModelsArgument = Annotated[
 ]
 CheckedArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[MODEL]...", help="Models of the manifest; all if none is given."),
+    typer.Argument(metavar="MODEL...", help="Models of the manifest; all if none is given."),
 ]
 
 
