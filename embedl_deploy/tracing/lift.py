@@ -15,6 +15,7 @@ from embedl_deploy.tracing.computed import ComputedWeight
 from embedl_deploy.tracing.lift_call import Call, Lifting, Unliftable
 from embedl_deploy.tracing.lift_table import LIFT_TABLE
 from embedl_deploy.tracing.program import Program, modules_of
+from embedl_deploy.tracing.split_bias import split_computed_biases
 
 _OWN_STATE = ("num_batches_tracked",)
 
@@ -57,6 +58,7 @@ def lift(program: Program, *, in_body: bool = False) -> dict[str, Lifted]:
         in_body: Whether it is the body of a condition or loop, whose calls know no module of the
             model: what differs between train and eval mode stays a call there.
     """
+    split_computed_biases(program)
     return _Lifter(program, in_body=in_body).run()
 
 
