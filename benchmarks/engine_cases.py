@@ -28,6 +28,8 @@ class EngineModel:
     ranges: CalibrationMethod = CalibrationMethod.MINMAX
     """How ranges of activations are found."""
 
+    precisions: tuple[str, ...] = PRECISIONS
+
 
 @dataclass(frozen=True)
 class EngineCase:
@@ -48,6 +50,9 @@ MODELS = (
     EngineModel("ViT-B/16", "torchvision:vit_b_16"),
     EngineModel("BERT-base, 128 tokens", "transformers:bert-base"),
     EngineModel("MiniLM", "all-MiniLM-L6-v2"),
+    EngineModel(
+        "stem and bf16 head", "benchmarks.partition_picture:stem_and_head", precisions=("fp32",)
+    ),
 )
 
 _BF16 = torch.bfloat16
@@ -81,7 +86,7 @@ def cases(only: str) -> Iterator[EngineCase]:
     words = only.lower().split()
     for model in MODELS:
         for batch in BATCHES:
-            for precision in PRECISIONS:
+            for precision in model.precisions:
                 case = EngineCase(model, batch, precision)
                 if all(word in case.name.lower() for word in words):
                     yield case

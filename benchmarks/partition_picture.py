@@ -13,6 +13,8 @@ from embedl_deploy.deployment import lower
 from embedl_deploy.lowering import EngineChoice, LoweredModule
 from embedl_deploy.report.partition_picture import partition_svg
 
+IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
 
 class StemAndHead(nn.Module):
     """A convolutional stem in float32, and a head that its author keeps in bfloat16."""
@@ -36,8 +38,13 @@ class StemAndHead(nn.Module):
 
 def shared(engines: list[EngineChoice]) -> LoweredModule:
     """Returns the model, run by the engines."""
-    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    return lower(StemAndHead().eval(), (image,), engines=engines)
+    return lower(StemAndHead().eval(), (IMAGE,), engines=engines)
+
+
+def stem_and_head() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Returns the model with a larger image, for measurements."""
+    generator = torch.Generator().manual_seed(1)
+    return StemAndHead().eval(), (torch.randn(1, 3, 224, 224, generator=generator),)
 
 
 def main() -> None:

@@ -11,11 +11,13 @@ from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 
 from embedl_deploy.engines.call_form import CallForm
 from embedl_deploy.engines.engine import Engine, Sample
 from embedl_deploy.engines.onnx_file import write_onnx
 from embedl_deploy.errors import BuildError
+from embedl_deploy.graph.nodes import dtype_of
 
 
 class FileEngine(Engine):
@@ -121,6 +123,11 @@ class FileEngine(Engine):
             self._file.unlink(missing_ok=True)
         self._file = self._form = None
         self.kernels = {}
+
+
+def exchanges_bfloat16(node: Node) -> bool:
+    """Tells whether a node reads or makes bfloat16, which numpy arrays cannot carry."""
+    return any(dtype_of(value) is torch.bfloat16 for value in (node, *node.all_input_nodes))
 
 
 def working_folder(owner: object, cache_dir: Path | None) -> Path:

@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from embedl_deploy.engines.config import EngineConfig
-from embedl_deploy.engines.file_engine import FileEngine
+from embedl_deploy.engines.file_engine import FileEngine, exchanges_bfloat16
 from embedl_deploy.engines.inductor_build import first_line
 from embedl_deploy.errors import BuildError, MissingDependencyError
-from embedl_deploy.graph.nodes import dtype_of
 from embedl_deploy.rewriting.refusal import Refusal
 
 Hint = Literal["LATENCY", "THROUGHPUT"]
@@ -59,7 +58,7 @@ class OpenVINOEngine(FileEngine):
     _threads: "threading.local | None" = None
 
     def supports(self, node: Node) -> Refusal | None:
-        if dtype_of(node) is torch.bfloat16:
+        if exchanges_bfloat16(node):
             return Refusal("OpenVINO exchanges tensors as numpy arrays, which lack bf16", node)
         return None
 
