@@ -47,6 +47,23 @@ def assigned(graph_module: GraphModule, assignment: Assignment) -> Candidates | 
     )
 
 
+def by_contestants(takers: Mapping[Node, Sequence[str]]) -> dict[Node, list[str]]:
+    """Returns one label per set of engines, so that cuts fall where the contestants change.
+
+    A node's own set comes first, then the smaller ones that a neighbour may draw it into.
+    """
+    sets = {tuple(taken): "|".join(taken) for taken in takers.values() if taken}
+    inside = {
+        taken: [
+            label
+            for other, label in sorted(sets.items(), key=lambda item: -len(item[0]))
+            if set(other) <= set(taken)
+        ]
+        for taken in sets
+    }
+    return {node: inside.get(tuple(taken), []) for node, taken in takers.items()}
+
+
 def candidates_of(
     graph_module: GraphModule,
     engines: Sequence[EngineChoice],

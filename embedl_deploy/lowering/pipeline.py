@@ -13,6 +13,7 @@ from embedl_deploy.lowering.candidates import (
     Assignment,
     Candidates,
     assigned,
+    by_contestants,
     candidates_of,
 )
 from embedl_deploy.lowering.choose import Built, build_piece, start_builds, work_of
@@ -146,9 +147,10 @@ def _cut(request: LoweringRequest) -> _Cut:
     )
     before = None if request.assignment is None else assigned(core.module, request.assignment)
     candidates = before or candidates_of(core.module, request.engines, request.pins)
+    is_contest = request.build.choose == "measure"
     cuts = partition(
         core.module.graph,
-        candidates.takers,
+        by_contestants(candidates.takers) if is_contest else candidates.takers,
         min_nodes=request.min_nodes,
         atomic=_atomic(core, request.atomic),
     )
@@ -192,13 +194,12 @@ def _build_all(
 
 
 def _labels(cut_graph: _Cut, piece: Piece) -> list[str]:
-    """Returns the engines that take all of a piece, its own first."""
-    takers, engines = cut_graph.candidates.takers, cut_graph.candidates.engines
-    first = piece.subgraph.engine
-    others = [label for label in engines if label != first]
-    return [first] + [
+    """Returns the engines that take all of a piece, the one it was cut for first."""
+    takers = cut_graph.candidates.takers
+    order = sorted(cut_graph.candidates.engines, key=lambda label: label != piece.subgraph.engine)
+    return [
         label
-        for label in others
+        for label in order
         if all(label in takers.get(node, ()) for node in piece.subgraph.nodes)
     ]
 

@@ -320,6 +320,19 @@ def test_parts_are_kept_where_they_are_faster_than_every_engine_for_all(tmp_path
         torch.testing.assert_close(found(X), model(X))
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+def test_what_is_measured_does_not_rest_on_the_order_of_the_engines(order: list[int]) -> None:
+    engines = [
+        recording("linears", takes=["linear"]),
+        recording("sines", takes=["sin"]),
+        recording("all", sleep_ms=9),
+    ]
+
+    lowered = lower(Block().eval(), (X,), None, [engines[i] for i in order], "measure")
+
+    assert list(lowered.report.engines.values()) == ["linears", "sines", "linears"]
+
+
 class HeavyEngine(RecordingEngine):
     """Holds 64 MB while it is active."""
 
