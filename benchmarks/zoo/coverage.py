@@ -103,7 +103,8 @@ def converted_macs(
 class _Watching(TorchDispatchMode):
     """Follows what dequantize ops yield through ops that only move values.
 
-    What is computed from constants alone is a constant too: a product of two such runs once.
+    What is computed from constants alone is a constant too, and may be a weight; a product of two
+    constants could run once, counts for nothing, and what it yields is no weight.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -113,6 +114,7 @@ class _Watching(TorchDispatchMode):
         self.node: Node | None = None
         self.dequantized = WeakTensorKeyDictionary()
         self.constants = WeakTensorKeyDictionary()
+        self.folded = WeakTensorKeyDictionary()
         for tensor in (*model.parameters(), *model.buffers()):
             self.constants[tensor] = True
 
@@ -133,9 +135,14 @@ class _Watching(TorchDispatchMode):
             packet.__name__ in _MOVES_DATA and _all_in(self.dequantized, read)
         ):
             _add(self.dequantized, result)
-        if _all_in(self.constants, read):
+        if _all_in(self.constants, read) and packet not in _PRODUCTS:
             _add(self.constants, result)
+        elif read and all(map(self._is_fixed, read)):
+            _add(self.folded, result)
         return result
+
+    def _is_fixed(self, tensor: Tensor) -> bool:
+        return tensor in self.constants or tensor in self.folded
 
     def _note(
         self,
@@ -149,7 +156,7 @@ class _Watching(TorchDispatchMode):
         operands = [cast("Tensor", args[place]) for place in _PRODUCTS[func.overloadpacket]]
         constant = [operand in self.constants for operand in operands]
         is_between = func.overloadpacket in _OFTEN_BETWEEN_ACTIVATIONS and not any(constant)
-        if is_between or all(constant):
+        if is_between or all(map(self._is_fixed, operands)):
             self.left_aside += macs
             return
         missing = tuple(

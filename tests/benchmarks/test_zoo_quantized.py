@@ -41,6 +41,18 @@ def test_counts_every_layer_of_a_quantized_model() -> None:
     assert count.covered == count.total == STEM + HEAD
 
 
+def test_products_of_constants_count_for_nothing_and_yield_no_weight() -> None:
+    class Positions(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            positions = self.head(self.head.weight)
+            return super().forward(x) @ positions.t()
+
+    total, aside = float_macs(Positions().eval(), (IMAGE,), {})
+
+    assert total == STEM + HEAD
+    assert aside == PRODUCTS + 5 * 4 * 5 + 2 * 64 * 5 * 5
+
+
 @pytest.mark.parametrize("field", ["stub", "weight"])
 def test_a_layer_with_one_float_operand_is_not_covered(field: str) -> None:
     skip = ModulesToSkip(**{field: {"head"}})
