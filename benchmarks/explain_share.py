@@ -47,7 +47,11 @@ def main() -> None:
         "by_mutation": {name: _counts(items) for name, items in by_mutation.items()},
         "by_pattern": {name: _counts(items) for name, items in found.items()},
         "not_explained": dict(
-            Counter(f"{item.mutation}: {item.said}" for item in everything if not item.is_explained)
+            Counter(
+                f"{item.mutation}: {item.said.splitlines()[0]}"
+                for item in everything
+                if not item.is_explained
+            )
         ),
     }
     options.output.write_text(json.dumps(document, indent=1) + "\n")
