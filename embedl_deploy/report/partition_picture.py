@@ -42,7 +42,7 @@ def partition_svg(model: LoweredModule) -> str:
         for start, end in dict.fromkeys(list(graph.edges()))
     ]
     legend = [_legend(i, name, colours[name]) for i, name in enumerate(used)]
-    width = max(x for x, _ in places.values()) + _WIDTH + _MARGIN
+    width = max(x for x, _ in places.values()) + 1.5 * _WIDTH + _MARGIN
     height = max(y for _, y in places.values()) + _HEIGHT + _MARGIN
     width = max(width, _MARGIN + _ACROSS * len(used))
     head = (
@@ -108,10 +108,13 @@ def _box(
 
 
 def _line(start: tuple[float, float], end: tuple[float, float], *, crosses: bool) -> str:
-    half = _WIDTH / 2
+    x1, y1 = start[0] + _WIDTH / 2, start[1] + _HEIGHT
+    x2, y2 = end[0] + _WIDTH / 2, end[1]
+    # What skips a row bends around the boxes between.
+    bend = _ACROSS if end[1] - start[1] > 1.5 * _DOWN else 0
     return (
-        f'<line x1="{start[0] + half:.0f}" y1="{start[1] + _HEIGHT:.0f}" '
-        f'x2="{end[0] + half:.0f}" y2="{end[1]:.0f}" stroke="#555" '
+        f'<path d="M{x1:.0f} {y1:.0f} C{x1 + bend:.0f} {y1 + bend / 4:.0f} '
+        f'{x2 + bend:.0f} {y2 - bend / 4:.0f} {x2:.0f} {y2:.0f}" fill="none" stroke="#555" '
         f'stroke-width="{3 if crosses else 1}"/>'
     )
 
