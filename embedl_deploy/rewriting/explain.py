@@ -109,7 +109,8 @@ def _explanation(
     if around is not None:
         fired = tuple(site for site in fired if around.name in site.nodes)
         declined = [miss for miss in declined if around.name in miss.matched]
-    note = "" if fired or declined or misses else _nothing_like_it(rule, around)
+    is_near = any(miss.matched for miss in misses)
+    note = "" if fired or declined or is_near else _nothing_like_it(rule, around)
     return Explanation(rule.name, rule.phase.value, fired, tuple(declined), misses, note)
 
 

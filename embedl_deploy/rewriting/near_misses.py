@@ -52,6 +52,8 @@ def near_misses(
         return ()
     roots = _likely_roots(tree, graph_module, around)
     found = [item for root in roots for item in _at(pattern, tree, root, around)]
+    if not found and around is None:
+        found = _one_call_away(pattern, tree, graph_module)
     ranked = sorted(found, key=lambda item: item[0])
     return _without_repetition([miss for _, miss in ranked], covered)[:most]
 
@@ -110,6 +112,17 @@ def _at(
         yield best
 
 
+def _one_call_away(
+    pattern: Pattern, tree: Tree, graph_module: GraphModule
+) -> list[tuple[_Rank, NearMiss]]:
+    """Returns the calls that would be a whole match if they ran something else.
+
+    That is all there is to say of a tree of one node when no node runs what it names.
+    """
+    found = [item for root in _calls(graph_module) for item in _at(pattern, tree, root, root)]
+    return [item for item in found if len(item[1].differences) == 1]
+
+
 def _attempts(tree: Tree, root: Node) -> Iterator[Attempt]:
     """Yields the ways to fit that differ; nothing where the whole tree fits."""
     for budget in range(1, _MOST_DIFFERENCES + 1):
@@ -145,7 +158,7 @@ def _likely_roots(tree: Tree, graph_module: GraphModule, around: Node | None) ->
     """Returns the calls from which something that ``tree`` names is not far."""
     targets = tuple(targets_in(tree))
     depth = len(targets) + 1
-    calls = [node for node in graph_module.graph.nodes if node.op.startswith("call_")]
+    calls = _calls(graph_module)
     start = (
         [around]
         if around is not None
@@ -164,3 +177,7 @@ def _likely_roots(tree: Tree, graph_module: GraphModule, around: Node | None) ->
         ]
         reached.update(dict.fromkeys(frontier))
     return sorted(node for node in reached if node.op.startswith("call_"))
+
+
+def _calls(graph_module: GraphModule) -> list[Node]:
+    return [node for node in graph_module.graph.nodes if node.op.startswith("call_")]
