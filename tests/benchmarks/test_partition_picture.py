@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -42,6 +44,8 @@ def test_measuring_weighs_the_parts_against_an_engine_for_all() -> None:
 
     lowered = lower(StemAndHead().eval(), (IMAGE,), engines=engines, choose="measure")
 
-    shares = {m.engine for m in lowered.report.whole}
-    assert shares in (set(), {"eager", "openvino + eager in 3 parts"})
+    compared = {m.engine for m in lowered.report.whole}
+    # Which parts OpenVINO wins, if any, is the machine's to say.
+    assert all(re.fullmatch(r"eager|openvino \+ eager in \d parts", name) for name in compared)
+    assert len(compared) != 1
     torch.testing.assert_close(lowered(IMAGE), StemAndHead().eval()(IMAGE), rtol=1e-4, atol=1e-4)
