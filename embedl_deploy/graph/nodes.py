@@ -51,7 +51,8 @@ def module_of(node: Node) -> nn.Module | None:
 
 def parts_of(module: nn.Module) -> tuple[nn.Module, ...]:
     """Returns the modules that a fused module holds by reference, () for any other module."""
-    parts: object = getattr(module, "parts", ())
+    # Asking the class first is fast: a module's own attribute lookup raises for what is not there.
+    parts: object = getattr(module, "parts", ()) if hasattr(type(module), "parts") else ()
     return cast("tuple[nn.Module, ...]", parts) if isinstance(parts, tuple) else ()
 
 

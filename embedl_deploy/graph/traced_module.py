@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import PythonCode
 
+from embedl_deploy.graph.making import copy_node
 from embedl_deploy.graph.record import RECORD, GraphRecord, StateLoader
 
 
@@ -145,7 +146,7 @@ def copy_graph(graph: Graph, node_map: dict[Node, Node] | None = None) -> Graph:
     result = Graph(tracer_cls=graph._tracer_cls)
     mapped: dict[Node, Node] = {} if node_map is None else node_map
     for node in graph.nodes:
-        mapped[node] = result.node_copy(node, mapped.__getitem__)
+        mapped[node] = copy_node(node, result, mapped.__getitem__)
     result.set_codegen(copy.copy(graph._codegen))
     return result
 

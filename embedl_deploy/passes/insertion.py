@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from embedl_deploy.graph.making import make_node
 from embedl_deploy.graph.nodes import module_of, source_line
 from embedl_deploy.graph.provenance import Rewrite, origin_of, record_rewrite
 from embedl_deploy.modules.fused import WeightedFused
@@ -181,7 +182,7 @@ class _Insertion:
         path, _ = self.workspace.path_for(stub, self.workspace.container_of(value))
         graph = self.graph_module.graph
         with graph.inserting_after(_last_placeholder(value)):
-            node = graph.create_node("call_module", path, (value,))
+            node = make_node(graph, "call_module", path, (value,))
         for key in ("val", "stack_trace", "nn_module_stack"):
             if key in value.meta:
                 node.meta[key] = value.meta[key]

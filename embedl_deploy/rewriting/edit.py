@@ -10,6 +10,7 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.node import Argument, Target
 
+from embedl_deploy.graph.making import make_node
 from embedl_deploy.graph.nodes import module_of, parts_of, value_of
 from embedl_deploy.graph.values import infer_value
 from embedl_deploy.rewriting.match import PatternMatch
@@ -45,14 +46,14 @@ class Edit:
             path, is_new = self.workspace.path_for(part, owner)
             if is_new:
                 self.registered.append(path)
-        return self._insert(lambda graph: graph.create_node("call_module", path, args, kwargs))
+        return self._insert(lambda graph: make_node(graph, "call_module", path, args, kwargs))
 
     def call_function(
         self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Argument]
     ) -> Node:
         if not callable(target):
             raise TypeError(f"call_function takes a callable, got {target!r}")
-        return self._insert(lambda graph: graph.call_function(target, args, kwargs))
+        return self._insert(lambda graph: make_node(graph, "call_function", target, args, kwargs))
 
     def get_attr(self, tensor: Tensor, name: str, replaces: tuple[str, ...]) -> Node:
         owner = self.workspace.container_of(self.match.first)
