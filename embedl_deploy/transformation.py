@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from embedl_deploy.backends.registry import resolve_backend
-from embedl_deploy.errors import PreconditionError
+from embedl_deploy.errors import PreconditionError, VerificationError
 from embedl_deploy.graph.nodes import module_of
 from embedl_deploy.graph.record import record_of
 from embedl_deploy.rewriting import (
@@ -27,6 +27,7 @@ from embedl_deploy.rewriting.pattern import instances
 from embedl_deploy.rewriting.selection import Selection
 from embedl_deploy.rewriting.state_map import state_map
 from embedl_deploy.tracing import trace
+from embedl_deploy.tracing.faithful import unfaithful
 
 Patterns = Sequence[type[Pattern] | Pattern]
 
@@ -92,7 +93,8 @@ def transform(
         tracer: ``"export"`` traces with torch.export, ``"fx"`` with torch.fx; ``"auto"`` falls
             back from the first to the second and the report says so.
         verify: Whether to check each match on its own subgraph and the model after each stage; a
-            site that moves its output too far is rolled back, or raises with ``"raise"``.
+            site that moves its output too far is rolled back, or raises with ``"raise"``. The
+            traced graph is compared with the model too: the report notes where they differ.
         only: What to rewrite, everything if empty: names of stages, and globs for names of
             patterns (``"fuse-*"``) or paths of the model's modules (``"encoder.*"``).
         skip: What to leave alone, written likewise.
@@ -102,10 +104,13 @@ def transform(
         TracingError: The model cannot be traced.
         PreconditionError: The model is in training mode.
         RuntimeError: Neither ``patterns`` nor ``backend`` is given and no backend is active.
-        VerificationError: ``verify="raise"`` and a rewrite moved an output too far.
+        VerificationError: ``verify="raise"`` and a rewrite moved an output too far, or the traced
+            graph computes something else than the model.
     """
     chosen, name = _patterns(patterns, backend)
     traced = _traced(model, args, kwargs, dynamic_shapes, tracer, copy=copy)
+    if verify and not isinstance(model, (ExportedProgram, GraphModule)):
+        _require_faithful(model, traced, args or (), kwargs, raises=verify == "raise")
     plan = _planned(traced, chosen, name, only, skip, careful=bool(verify))
     return apply_transformation_plan(plan, args, kwargs, verify=verify)
 
@@ -155,6 +160,22 @@ def apply_transformation_plan(
     model, report = apply_plan(plan, verify=verify, args=args, kwargs=kwargs)
     record_of(model).loader = state_map(plan.model, model, plan.stages, report.passes)
     return TransformationResult(model, report, matches)
+
+
+def _require_faithful(
+    model: nn.Module,
+    traced: GraphModule,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object] | None,
+    *,
+    raises: bool,
+) -> None:
+    """Notes in the report, or raises, if the traced graph computes something else."""
+    reason = unfaithful(model, traced, args, kwargs)
+    if reason is not None and raises:
+        raise VerificationError(reason)
+    if reason is not None:
+        record_of(traced).notes.append(reason)
 
 
 def _planned(
