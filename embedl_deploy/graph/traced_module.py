@@ -198,9 +198,11 @@ def with_own_modules(
         shares_layers: Whether torch's own layers stay the very objects of the source, as they do
             in a structural copy, and only fused modules, quantizers and the like are copied.
     """
-    memo: dict[int, object] = {id(parameter): parameter for parameter in source.parameters()}
-    if shares_layers:
-        memo.update((id(module), module) for module in source.modules() if _is_layer(module))
+    memo: dict[int, object] = {}
+    for module in source.modules():
+        memo.update((id(held), held) for held in module._parameters.values() if held is not None)
+        if shares_layers and _is_layer(module):
+            memo[id(module)] = module
     result = TracedModule(deferred=True)
     memo[id(source)] = result
     _copy_attributes(source, result, memo, ("_parameters", "_buffers", "_modules"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 from torch import nn
@@ -33,11 +34,21 @@ class SkipRules:
 
     def __init__(self, skip: ModulesToSkip, model: nn.Module) -> None:
         self.skip = skip
-        self.modules = dict(_named_modules(model, remove_duplicate=False))
-        self.paths: dict[int, list[str]] = {}
-        for path, module in self.modules.items():
-            self.paths.setdefault(id(module), []).append(path)
+        self.model = model
         self.met: dict[str, set[SkipRule]] = {"stub": set(), "weight": set(), "smooth": set()}
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module of the model by each of its paths; only rules need them."""
+        return dict(_named_modules(self.model, remove_duplicate=False))
+
+    @cached_property
+    def paths(self) -> dict[int, list[str]]:
+        """The paths of each module, by its identity."""
+        paths: dict[int, list[str]] = {}
+        for path, module in self.modules.items():
+            paths.setdefault(id(module), []).append(path)
+        return paths
 
     def reason(self, field: str, node: Node) -> str | None:
         """Returns why ``node`` is skipped in one step, ``None`` if it is not.
@@ -79,6 +90,8 @@ def named_rules(skip: ModulesToSkip, model: nn.Module) -> ModulesToSkip:
 
     Names outlive a copy of the model, modules do not.
     """
+    if not any(isinstance(rule, nn.Module) for rule in (*skip.stub, *skip.weight, *skip.smooth)):
+        return skip
     names: dict[int, str] = {}
     for name, module in _named_modules(model):
         names.setdefault(id(module), name)
