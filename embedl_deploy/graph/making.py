@@ -32,6 +32,7 @@ def copy_node(node: Node, graph: Graph, transform: Callable[[Node], Argument]) -
     args = map_arg(node.args, transform)
     kwargs = map_arg(node.kwargs, transform)
     made = make_node(graph, node.op, node.target, args, kwargs, node.name)
-    made.type = node.type
-    made.meta = node.meta.copy()
+    if node.type is not None:
+        made.type = node.type
+    made.meta.update(node.meta)
     return made
