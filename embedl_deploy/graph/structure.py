@@ -1,11 +1,15 @@
 """A graph as networkx sees it: for isomorphism, convexity and layout."""
 
-import networkx as nx
+from typing import TYPE_CHECKING
+
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from embedl_deploy.graph.nodes import input_nodes, module_of
 from embedl_deploy.graph.text import label
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 def to_networkx(graph_module: GraphModule) -> "nx.MultiDiGraph[str]":
@@ -14,6 +18,8 @@ def to_networkx(graph_module: GraphModule) -> "nx.MultiDiGraph[str]":
     A vertex carries ``label`` (what runs, without the node's own name or path) and ``literals``;
     an edge carries ``position``: which argument it feeds.
     """
+    import networkx as nx  # only tests and pictures need it, and importing it takes a while
+
     graph: nx.MultiDiGraph[str] = nx.MultiDiGraph()
     for node in graph_module.graph.nodes:
         graph.add_node(node.name, label=_structural_label(node), literals=_literals(node))

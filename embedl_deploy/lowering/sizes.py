@@ -1,14 +1,16 @@
 """Reads symbolic sizes, their ranges and the conditions on them out of a traced graph."""
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import SymInt, Tensor
 from torch.fx import Node
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from embedl_deploy.lowering.expressions import evaluate, linear_in, symbols_in
 from embedl_deploy.lowering.signature import InputLeaf, Size, SizeInput, SymbolRange, TensorInput
+
+if TYPE_CHECKING:  # importing sympy takes as long as the whole package
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 _UNBOUNDED = 2**31
 """Upper bounds from here on mean that there is none."""
@@ -108,13 +110,13 @@ def recorded_ranges(placeholders: Sequence[Node]) -> dict[str, tuple[int, int | 
     return found
 
 
-def _shape_environment(placeholders: Sequence[Node]) -> ShapeEnv | None:
+def _shape_environment(placeholders: Sequence[Node]) -> "ShapeEnv | None":
     for node in placeholders:
         value = node.meta.get("val")
         mode = getattr(value, "fake_mode", None)
         environment = getattr(mode, "shape_env", None)
-        if isinstance(environment, ShapeEnv):
-            return environment
+        if environment is not None:
+            return cast("ShapeEnv", environment)
     return None
 
 

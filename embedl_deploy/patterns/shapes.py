@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from torch import SymInt
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 Size = int | SymInt
 
@@ -12,7 +11,12 @@ def same_size(first: Size, second: Size) -> bool:
     """Tells whether two sizes are equal for every input that the graph takes."""
     if isinstance(first, int) and isinstance(second, int):
         return first == second
-    return str(first) == str(second) or bool(statically_known_true(first == second))
+    if str(first) == str(second):
+        return True
+    # Imported late because it takes sympy, which static graphs never need.
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return bool(statically_known_true(first == second))
 
 
 def same_shape(first: Sequence[Size], second: Sequence[Size]) -> bool:

@@ -7,7 +7,6 @@ from typing import cast
 
 from torch import Tensor, nn
 from torch.fx import Graph, Node
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.node import Argument, Target
 
 from embedl_deploy.graph.making import make_node
@@ -76,6 +75,9 @@ class Edit:
 
     def infer_values(self) -> None:
         """Computes the recorded value of every new node, equal calls only once."""
+        # Imported late: it takes sympy, and importing that takes as long as the whole package.
+        from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
         known, mode = self.workspace.values, self.workspace.fake_mode
         for node in self.nodes:
             key = _call_key(node)

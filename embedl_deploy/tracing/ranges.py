@@ -1,14 +1,16 @@
 """The declared range of each symbolic size in a graph."""
 
 import sys
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import sympy
 from torch import SymInt, Tensor
 from torch.export import ExportedProgram
 from torch.fx import Graph
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._sympy.value_ranges import ValueRanges
+
+if TYPE_CHECKING:  # importing sympy takes as long as the whole package
+    import sympy
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+    from torch.utils._sympy.value_ranges import ValueRanges
 
 
 def range_constraints(graph: Graph) -> dict[str, tuple[int, int | None]]:
@@ -37,7 +39,9 @@ def _bounds(found: "ValueRanges[sympy.Expr]") -> tuple[int, int | None]:
 
 def _integer(bound: object, unbounded: int | None) -> int | None:
     """Returns ``bound`` as an integer; torch's own infinities and sympy's are no integers."""
-    return int(bound) if isinstance(bound, (int, sympy.Integer)) else unbounded
+    if isinstance(bound, int) or getattr(bound, "is_Integer", False):
+        return int(cast("int", bound))
+    return unbounded
 
 
 def _ranges_of(size: object) -> dict[str, tuple[int, int | None]]:

@@ -5,7 +5,6 @@ from typing import cast
 import torch
 from torch import SymBool, SymFloat, SymInt
 from torch.fx import Node
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from embedl_deploy.graph.nodes import value_of
 from embedl_deploy.rewriting import Chain, Pattern, PatternMatch, Phase, Refusal
@@ -48,4 +47,7 @@ def _depends_on_data(node: Node) -> bool:
     value = value_of(node)
     if not isinstance(value, (SymInt, SymBool, SymFloat)):
         return False
+    # Imported late because it takes sympy, which static graphs never need.
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
     return bool(free_unbacked_symbols(cast("SymInt", value)))
