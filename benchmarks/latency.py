@@ -71,9 +71,7 @@ def run_case(case: Case, seconds: float, screen: Screen) -> dict[str, JsonValue]
         }
     with screen.step(f"{case.name}: int8"):
         graph = rewritten(
-            loaded.model,
-            loaded.args,
-            loaded.kwargs,
+            loaded,
             backend=DEFAULT_BACKEND,
             calibration=list(loaded.random_inputs(case.calibration_inputs)),
             config=quant_config(case.ranges),
