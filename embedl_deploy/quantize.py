@@ -27,6 +27,7 @@ from embedl_deploy.passes.quantization import (
 from embedl_deploy.passes.quantization_quality import quality_of
 from embedl_deploy.passes.skip_rules import named_rules
 from embedl_deploy.passes.smoothing import smooth_graph
+from embedl_deploy.passes.training import QatConfig, QatTraining
 from embedl_deploy.quantization import (
     CalibrationMethod,
     ModulesToSkip,
@@ -48,6 +49,8 @@ __all__ = [
     "LayerQuality",
     "ModulesToSkip",
     "Precision",
+    "QatConfig",
+    "QatTraining",
     "QdqFinding",
     "QuantConfig",
     "QuantStub",
@@ -61,6 +64,7 @@ __all__ = [
     "convert",
     "insert_qdq",
     "load_calibration_state",
+    "prepare_qat",
     "quantization_report",
     "quantize",
 ]
@@ -188,6 +192,26 @@ def calibrate(
     """
     calibrate_model(model, forward_loop, corrects_biases=bias_correction, progress=progress)
     return model
+
+
+def prepare_qat(model: GraphModule, config: QatConfig | None = None) -> QatTraining:
+    """Returns a copy of ``model`` made ready for quantization-aware training.
+
+        training = prepare_qat(quantized, QatConfig(freeze_norms_after=800))
+        optimizer = torch.optim.AdamW(training.parameter_groups(), lr=1e-3)
+        for images, labels in batches:
+            loss = cross_entropy(training.model(images), labels)
+            optimizer.zero_grad(); loss.backward(); optimizer.step(); training.step()
+        integer = convert(training.finish())
+
+    Args:
+        model: What ``quantize`` returned; not changed, nor is the model it came from.
+        config: What is trained, and when norms and ranges freeze.
+
+    Raises:
+        PreconditionError: The graph holds no quantizers, or they are not calibrated.
+    """
+    return QatTraining(model, config or QatConfig())
 
 
 def check_qdq(graph: GraphModule, backend: str | Backend | None = None) -> tuple[QdqFinding, ...]:

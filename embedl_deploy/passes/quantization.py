@@ -86,13 +86,20 @@ def placement_of(backend: Backend) -> Placement:
     return backend.placement
 
 
-def fix_weight_scales(model: nn.Module) -> int:
-    """Fixes the scale of every weight quantizer; returns how many there are."""
+def fix_weight_scales(model: nn.Module, *, keeps_fixed: bool = False) -> int:
+    """Fixes the scale of every weight quantizer; returns how many were fixed.
+
+    Args:
+        model: A quantized model.
+        keeps_fixed: Whether scales that are constants already stay as they are.
+    """
     count = 0
     for module in model.modules():
         if isinstance(module, WeightedFused):
             quantizer = module.weight_fake_quant
             if isinstance(quantizer, WeightFakeQuantize):
+                if keeps_fixed and quantizer.frozen:
+                    continue
                 quantizer.freeze(module.folded_weight_and_bias()[0])
                 count += 1
     return count
