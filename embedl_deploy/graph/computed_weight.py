@@ -1,14 +1,16 @@
-"""Convolutions whose weight is computed from other parameters in every call."""
+# pyright: reportPrivateUsage=false
+# torch keeps the tables of a module private; its own parametrize reaches for them, too.
+"""Layers whose weight or bias is computed from other parameters in every call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-COMPUTATION = "weight_computation"
-"""Name of the child that computes a weight."""
+COMPUTATIONS = {"weight": "weight_computation", "bias": "bias_computation"}
+"""Names of the children that compute a weight and a bias."""
 
 
 @dataclass(frozen=True)
@@ -61,38 +63,54 @@ class Computation(nn.Module):
         return cast("Tensor", values[-1])
 
 
-class _ComputedWeight:
-    """Gives a layer a weight that is computed when it is read."""
+class _Computed:
+    """Gives a layer a weight, a bias or both that are computed when they are read."""
 
     @property
     def weight(self) -> Tensor:
-        """The weight: weight normalisation, standardisation or another parametrisation."""
-        computed: Tensor = cast("nn.Module", self).get_submodule(COMPUTATION)()
-        return computed
+        """The weight: normalised, standardised, or a part of a larger one."""
+        weight = _read(self, "weight")
+        assert weight is not None
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, if there is one."""
+        return _read(self, "bias")
 
 
-class ComputedConv1d(_ComputedWeight, nn.Conv1d):  # pyright: ignore[reportIncompatibleVariableOverride]  # read only
-    """``nn.Conv1d`` with a computed weight."""
+def _read(layer: object, slot: str) -> Tensor | None:
+    module = cast("nn.Module", layer)
+    computation = module._modules.get(COMPUTATIONS[slot])
+    return module._parameters[slot] if computation is None else computation()
 
 
-class ComputedConv2d(_ComputedWeight, nn.Conv2d):  # pyright: ignore[reportIncompatibleVariableOverride]  # read only
-    """``nn.Conv2d`` with a computed weight."""
+class ComputedConv1d(_Computed, nn.Conv1d):  # pyright: ignore[reportIncompatibleVariableOverride]  # read only
+    """``nn.Conv1d`` with computed parameters."""
 
 
-class ComputedConv3d(_ComputedWeight, nn.Conv3d):  # pyright: ignore[reportIncompatibleVariableOverride]  # read only
-    """``nn.Conv3d`` with a computed weight."""
+class ComputedConv2d(_Computed, nn.Conv2d):  # pyright: ignore[reportIncompatibleVariableOverride]  # read only
+    """``nn.Conv2d`` with computed parameters."""
 
 
-class ComputedConvTranspose1d(_ComputedWeight, nn.ConvTranspose1d):  # pyright: ignore[reportIncompatibleVariableOverride]  # read only
-    """``nn.ConvTranspose1d`` with a computed weight."""
+class ComputedConv3d(_Computed, nn.Conv3d):  # pyright: ignore[reportIncompatibleVariableOverride]  # read only
+    """``nn.Conv3d`` with computed parameters."""
 
 
-class ComputedConvTranspose2d(_ComputedWeight, nn.ConvTranspose2d):  # pyright: ignore[reportIncompatibleVariableOverride]  # read only
-    """``nn.ConvTranspose2d`` with a computed weight."""
+class ComputedConvTranspose1d(_Computed, nn.ConvTranspose1d):  # pyright: ignore[reportIncompatibleVariableOverride]  # read only
+    """``nn.ConvTranspose1d`` with computed parameters."""
 
 
-class ComputedConvTranspose3d(_ComputedWeight, nn.ConvTranspose3d):  # pyright: ignore[reportIncompatibleVariableOverride]  # read only
-    """``nn.ConvTranspose3d`` with a computed weight."""
+class ComputedConvTranspose2d(_Computed, nn.ConvTranspose2d):  # pyright: ignore[reportIncompatibleVariableOverride]  # read only
+    """``nn.ConvTranspose2d`` with computed parameters."""
+
+
+class ComputedConvTranspose3d(_Computed, nn.ConvTranspose3d):  # pyright: ignore[reportIncompatibleVariableOverride]  # read only
+    """``nn.ConvTranspose3d`` with computed parameters."""
+
+
+class ComputedLinear(_Computed, nn.Linear):  # pyright: ignore[reportIncompatibleVariableOverride]  # read only
+    """``nn.Linear`` with computed parameters."""
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {
@@ -102,11 +120,13 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     nn.ConvTranspose1d: ComputedConvTranspose1d,
     nn.ConvTranspose2d: ComputedConvTranspose2d,
     nn.ConvTranspose3d: ComputedConvTranspose3d,
+    nn.Linear: ComputedLinear,
 }
 
 
-def compute_weight(convolution: nn.Module, computation: Computation) -> None:
-    """Makes ``convolution`` compute its weight; its own one goes."""
-    del convolution._parameters["weight"]  # pyright: ignore[reportPrivateUsage]  # what torch's parametrize does
-    convolution.__class__ = _CLASSES[type(convolution)]
-    convolution.add_module(COMPUTATION, computation)
+def compute_parameters(layer: nn.Module, computations: Mapping[str, Computation]) -> None:
+    """Makes ``layer`` compute its weight or its bias; its own ones go."""
+    layer.__class__ = _CLASSES[type(layer)]
+    for slot, computation in computations.items():
+        del layer._parameters[slot]
+        layer.add_module(COMPUTATIONS[slot], computation)

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from embedl_deploy.graph.computed_weight import compute_weight
+from embedl_deploy.graph.computed_weight import compute_parameters
 from embedl_deploy.graph.nodes import module_at, module_path
-from embedl_deploy.tracing.computed import ComputedWeight
 from embedl_deploy.tracing.lift_call import Call, Lifting, Unliftable
 from embedl_deploy.tracing.lift_table import LIFT_TABLE
 from embedl_deploy.tracing.program import Program, modules_of
@@ -32,12 +31,12 @@ class Lifted:
     training: bool
 
     sources: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """What a computed weight is computed from, by name in the model."""
+    """What a computed weight or bias is computed from, by name in the model."""
 
     def build(self) -> nn.Module:
         """Returns the module, around the very tensors of the model."""
         computed = self.lifting.computed
-        weighted = {"device": "meta"} if self.tensors or computed is not None else {}
+        weighted = {"device": "meta"} if self.tensors or computed else {}
         module = self.lifting.module_class(**self.lifting.options, **weighted)
         module.train(self.training)
         for slot, tensor in self.tensors.items():
@@ -45,8 +44,9 @@ class Lifted:
             kind[slot] = tensor  # pyright: ignore[reportArgumentType]  # the branch above chose the dictionary
         if "num_batches_tracked" in module._buffers and "num_batches_tracked" not in self.tensors:
             module._buffers["num_batches_tracked"] = None
-        if computed is not None:
-            compute_weight(module, computed.build(self.sources))
+        if computed:
+            built = {slot: how.build(self.sources) for slot, how in computed.items()}
+            compute_parameters(module, built)
         return module
 
 
@@ -74,6 +74,7 @@ class _Lifter:
         self.per_call: dict[tuple[str, str], int] = {}
         self.direct = _direct_state(program)
         self.calls_at: dict[str, int] = {}
+        self.computed_at: dict[str, dict[tuple[object, ...], None]] = {}
         self.inner = _inner_paths(program)
         self.taken = self.inner | set(self.direct) | set(program.state)
         self.moved: dict[Node, Node] = {}
@@ -90,14 +91,17 @@ class _Lifter:
         inside = {
             step: None
             for _, lifting in read
-            if lifting is not None and lifting.computed is not None
-            for step in lifting.computed.nodes
+            if lifting is not None
+            for computed in lifting.computed.values()
+            for step in computed.nodes
         }
         for node, lifting in read:
             if lifting is not None and node not in inside:
                 candidates.append((node, lifting))
                 key = (module_path(node), *self._key(node, lifting))
                 same[key] = same.get(key, 0) + 1
+                if lifting.computed:
+                    self.computed_at.setdefault(module_path(node), {})[key] = None
         for node, lifting in candidates:
             key = self._key(node, lifting)
             alone = same[(module_path(node), *key)] == self.calls_at[module_path(node)]
@@ -139,28 +143,28 @@ class _Lifter:
     def _key(self, node: Node, lifting: Lifting) -> tuple[object, ...]:
         tensors = tuple((slot, id(self._tensor(read))) for slot, read in lifting.slots.items())
         options = tuple((name, str(value)) for name, value in lifting.options.items())
-        computed = () if lifting.computed is None else lifting.computed.key
+        computed = tuple((slot, how.key) for slot, how in lifting.computed.items())
         return (lifting.module_class, options, tensors, self._training(node), computed)
 
     def _tensor(self, node: Node) -> Tensor:
         return self.program.state[str(node.target)].tensor
 
     def _name(self, node: Node, lifting: Lifting, key: tuple[object, ...], alone: bool) -> str:
-        if lifting.computed is not None:
-            return self._computed(node, lifting, lifting.computed, key)
+        if lifting.computed:
+            return self._computed(node, lifting, key)
         return self._weighted(node, lifting) if lifting.slots else self._plain(node, key, alone)
 
-    def _computed(
-        self, node: Node, lifting: Lifting, computed: ComputedWeight, key: tuple[object, ...]
-    ) -> str:
+    def _computed(self, node: Node, lifting: Lifting, key: tuple[object, ...]) -> str:
         """Returns the path of the module that computes its own weight, or a free one below it."""
         path = module_path(node)
-        used = {*computed.state, *(str(read.target) for read in lifting.slots.values())}
+        computed = [name for how in lifting.computed.values() for name in how.state]
+        used = {*computed, *(str(read.target) for read in lifting.slots.values())}
         own = [f"{path}.{name}" for name in self.direct.get(path, [])]
-        if path and all(name in used for name in own) and self.keys.setdefault(path, key) == key:
+        is_own = path and all(name in used for name in own) and len(self.computed_at[path]) == 1
+        if is_own and self.keys.setdefault(path, key) == key:
             return path
         if key not in self.shared:
-            self.shared[key] = self._free(path, _stem(node))
+            self.shared[key] = self._free(path, _parameter_stem(computed[0], node))
         return self.shared[key]
 
     def _weighted(self, node: Node, lifting: Lifting) -> str:
@@ -176,10 +180,7 @@ class _Lifter:
         if known is not None:
             return known
         owner = here if here in owners else owners[0]
-        parameter = str(main.target).rpartition(".")[2]
-        stem = parameter.removesuffix("_weight")  # in_proj_weight gives in_proj
-        stem = _stem(node) if stem == parameter else stem
-        name = self._free(owner, stem)
+        name = self._free(owner, _parameter_stem(str(main.target), node))
         self.shared[key] = name
         return name
 
@@ -223,7 +224,7 @@ class _Lifter:
             state = self.program.state.get(f"{name}.{own}")
             if state is not None:
                 tensors[own] = state.tensor
-        names = () if lifting.computed is None else lifting.computed.state
+        names = dict.fromkeys(name for how in lifting.computed.values() for name in how.state)
         sources = {source: self.program.state[source].tensor for source in names}
         self.lifted[name] = Lifted(lifting, tensors, self._training(node), sources)
 
@@ -277,6 +278,13 @@ def _call_of(node: Node) -> str:
 def _stem(node: Node) -> str:
     name = node.target._opname if isinstance(node.target, OpOverload) else str(node.target)
     return "linear" if name in ("addmm", "mm", "matmul") else str(name).strip("_")
+
+
+def _parameter_stem(parameter: str, node: Node) -> str:
+    """Returns ``in_proj`` for ``in_proj_weight``, a name of the call for ``weight``."""
+    name = parameter.rpartition(".")[2]
+    stem = name.removesuffix("_weight")
+    return _stem(node) if stem == name else stem
 
 
 def _index(user: Node) -> object:

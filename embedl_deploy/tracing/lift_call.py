@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import Argument
 
-from embedl_deploy.graph.nodes import bound_arguments
+from embedl_deploy.graph.nodes import bound_arguments, shape_of
 from embedl_deploy.tracing.computed import ComputedWeight, computed_weight
 from embedl_deploy.tracing.program import State
 
@@ -35,8 +35,8 @@ class Lifting:
     first_of_several: bool = False
     """Whether the operation returns a tuple of which the module returns the first."""
 
-    computed: ComputedWeight | None = None
-    """How the weight is computed, where it is no parameter itself."""
+    computed: Mapping[str, ComputedWeight] = field(default_factory=dict[str, ComputedWeight])
+    """How the weight and the bias are computed, where they are no parameters themselves."""
 
 
 class Unliftable(Exception):  # noqa: N818  # not an error: the call stays an ATen call
@@ -98,15 +98,17 @@ class Call:
             raise Unliftable
         return node
 
-    def computed(self, name: str) -> ComputedWeight | None:
-        """Returns how the tensor given for ``name`` is computed, None if it is a parameter."""
-        node = self.node_of(name)
-        if node.op == "get_attr":
-            return None
-        computed = computed_weight(node, self.state)
-        if computed is None:
-            raise Unliftable
-        return computed
+    def computed(self, *names: str) -> dict[str, ComputedWeight]:
+        """Returns how each given tensor is computed that is neither a parameter nor missing."""
+        found: dict[str, ComputedWeight] = {}
+        for name in names:
+            if self.bound.get(name) is None or self.node_of(name).op == "get_attr":
+                continue
+            computed = computed_weight(self.node_of(name), self.state)
+            if computed is None:
+                raise Unliftable
+            found[name] = computed
+        return found
 
     def buffer(self, name: str) -> Node:
         """Returns the ``get_attr`` node of the buffer given for ``name``."""
@@ -136,10 +138,14 @@ class Call:
 
     def weight_shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a parameter, or of what is computed from some."""
-        value = self.node_of(name).meta.get("val")
-        if not isinstance(value, Tensor):
+        if shape_of(self.node_of(name)) is None:
             raise Unliftable
-        return tuple(value.shape)
+        return sizes_of(self.node_of(name))
+
+
+def sizes_of(node: Node) -> tuple[int, ...]:
+    """Returns the shape of a parameter, or of what is computed from some: fixed sizes alone."""
+    return tuple(size for size in shape_of(node) or () if isinstance(size, int))
 
 
 def _literal(value: Argument) -> Option:

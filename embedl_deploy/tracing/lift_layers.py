@@ -1,11 +1,14 @@
 """Rows of the lifting table that need more than a list of literals."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from torch.fx import Node
 
 from embedl_deploy.graph.transposed_linear import TransposedLinear
-from embedl_deploy.tracing.lift_call import Call, Lifting, Option, Unliftable
+from embedl_deploy.tracing.computed import ComputedWeight
+from embedl_deploy.tracing.lift_call import Call, Lifting, Option, Unliftable, sizes_of
 
 _aten = torch.ops.aten
 
@@ -47,7 +50,7 @@ def general_convolution(call: Call) -> Lifting:
 
 
 def _convolution(call: Call, transposed: bool) -> Lifting:
-    computed = call.computed("weight")
+    computed = call.computed("weight", "bias")
     shape = call.weight_shape("weight")
     rank = len(shape) - 2
     groups = call.option("groups")
@@ -69,18 +72,19 @@ def _convolution(call: Call, transposed: bool) -> Lifting:
     }
     if transposed:
         options["output_padding"] = call.integers("output_padding", rank)
-    inputs = (call.node_of("input"),)
-    if computed is not None:
-        slots = call.parameters(bias="bias")
-        return Lifting(_CONVOLUTIONS[rank, transposed], options, inputs, slots, computed=computed)
-    slots = call.parameters(weight="weight", bias="bias")
-    return Lifting(_CONVOLUTIONS[rank, transposed], options, inputs, slots)
+    inputs, slots = (call.node_of("input"),), _stored(call, computed)
+    return Lifting(_CONVOLUTIONS[rank, transposed], options, inputs, slots, computed=computed)
+
+
+def _stored(call: Call, computed: Mapping[str, ComputedWeight]) -> dict[str, Node]:
+    """Returns the weight and the bias of a call, as far as they are parameters themselves."""
+    return call.parameters(**{slot: slot for slot in ("weight", "bias") if slot not in computed})
 
 
 def linear(call: Call) -> Lifting:
-    """``x @ weight.T + bias`` with weight (out, in)."""
-    slots = call.parameters(weight="weight", bias="bias")
-    return _linear(call, call.node_of("input"), slots)
+    """``x @ weight.T + bias`` with weight (out, in); both may be computed from parameters."""
+    computed = call.computed("weight", "bias")
+    return _linear(call.node_of("input"), _stored(call, computed), computed)
 
 
 def addmm(call: Call) -> Lifting:
@@ -106,7 +110,7 @@ def _product(call: Call, left: str, right: str, slots: dict[str, Node]) -> Lifti
         slots = {"weight": source, **slots}
         if not isinstance(call.tensor(source), nn.Parameter) or len(call.shape(source)) != 2:
             raise Unliftable
-        return _linear(call, activation, slots)
+        return _linear(activation, slots, {})
     weight = call.parameter(right)
     shape = call.shape(weight)
     if len(shape) != 2 or ("bias" in slots and call.shape(slots["bias"]) != (shape[1],)):
@@ -130,16 +134,19 @@ def _transposed_source(node: Node) -> Node | None:
     return source if by_permute or by_transpose or node.target in _TRANSPOSES else None
 
 
-def _linear(call: Call, activation: Node, slots: dict[str, Node]) -> Lifting:
-    shape = call.shape(slots["weight"])
-    if len(shape) != 2 or ("bias" in slots and call.shape(slots["bias"]) != (shape[0],)):
+def _linear(
+    activation: Node, slots: dict[str, Node], computed: Mapping[str, ComputedWeight]
+) -> Lifting:
+    nodes = {**slots, **{slot: how.node for slot, how in computed.items()}}
+    shape = sizes_of(nodes["weight"])
+    if len(shape) != 2 or ("bias" in nodes and sizes_of(nodes["bias"]) != shape[:1]):
         raise Unliftable
     options: dict[str, Option] = {
         "in_features": shape[1],
         "out_features": shape[0],
-        "bias": "bias" in slots,
+        "bias": "bias" in nodes,
     }
-    return Lifting(nn.Linear, options, (activation,), slots)
+    return Lifting(nn.Linear, options, (activation,), slots, computed=computed)
 
 
 def embedding(call: Call) -> Lifting:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from embedl_deploy.graph.computed_weight import COMPUTATION
+from embedl_deploy.graph.computed_weight import COMPUTATIONS
 from embedl_deploy.graph.traced_module import TracedModule, container_at
 from embedl_deploy.tracing.lift import Lifted
 from embedl_deploy.tracing.program import Program, State, modules_of
@@ -52,9 +52,9 @@ def build_module(program: Program, lifted: Mapping[str, Lifted], training: bool)
 def _move_computations_last(root: nn.Module, lifted: Mapping[str, Lifted]) -> None:
     """Lets the model's own names of the parameters come before those in computed weights."""
     for path, made in lifted.items():
-        if made.lifting.computed is not None:
-            children = container_at(root, path)._modules
-            children[COMPUTATION] = children.pop(COMPUTATION)
+        children = container_at(root, path)._modules if made.lifting.computed else {}
+        for slot in made.lifting.computed:
+            children[COMPUTATIONS[slot]] = children.pop(COMPUTATIONS[slot])
 
 
 def _paths(program: Program, lifted: Mapping[str, Lifted]) -> dict[str, list[str]]:
@@ -108,17 +108,17 @@ def _hide_keys(module: nn.Module, path: str, made: Lifted, program: Program) -> 
 
 
 def _hide_sources(module: nn.Module, path: str, made: Lifted) -> None:
-    """Hides the keys under which a computed weight holds the model's own tensors."""
-    if made.lifting.computed is None:
-        return
-    computation = module.get_submodule(COMPUTATION)
-    owners = {
-        slot: name
-        for slot, name in zip(_inputs(len(made.sources)), made.sources, strict=True)
-        if slot in computation._parameters
-    }
-    computation.register_state_dict_post_hook(HideKeys(tuple(owners)))
-    computation.register_load_state_dict_pre_hook(FillKeys(f"{path}.{COMPUTATION}", owners))
+    """Hides the keys under which a computed weight or bias holds the model's own tensors."""
+    for slot, computed in made.lifting.computed.items():
+        computation = module.get_submodule(COMPUTATIONS[slot])
+        owners = {
+            name: source
+            for name, source in zip(_inputs(len(computed.state)), computed.state, strict=True)
+            if name in computation._parameters
+        }
+        computation.register_state_dict_post_hook(HideKeys(tuple(owners)))
+        filling = FillKeys(f"{path}.{COMPUTATIONS[slot]}", owners)
+        computation.register_load_state_dict_pre_hook(filling)
 
 
 def _inputs(count: int) -> list[str]:

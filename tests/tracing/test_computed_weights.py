@@ -93,3 +93,49 @@ def test_two_calls_of_a_convolution_with_a_computed_weight_are_one_module() -> N
     graph = traced_alike(CalledTwice().eval())
 
     assert called(graph) == ["conv", "relu", "conv"]
+
+
+class LooksElsewhere(nn.Module):
+    """Attention whose keys and values are not its queries, as poolers and decoders have it."""
+
+    def __init__(self, separate: bool) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.separate = separate
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(2, 12, 16)
+        keys = rows.flip(1)
+        values = keys + 1 if self.separate else keys
+        attended: Tensor = self.attention(rows[:, :3], keys, values)[0]
+        return attended
+
+
+@pytest.mark.parametrize(("separate", "linears"), [(False, 2), (True, 3)])
+def test_parts_of_a_joint_projection_become_linear_layers(separate: bool, linears: int) -> None:
+    model, other = LooksElsewhere(separate).eval(), LooksElsewhere(separate).eval()
+    assert model.attention.in_proj_bias is not None
+    nn.init.normal_(model.attention.in_proj_bias)
+
+    graph = traced_alike(model)
+    quantized = quantize(model, (IMAGE,), forward_loop=[(IMAGE,)], backend="inductor")
+
+    parts = [name for name in called(graph) if name.startswith("attention.in_proj")]
+    assert parts == [f"attention.in_proj{end}" for end in ("", "_1", "_2")[:linears]]
+    assert all(isinstance(graph.get_submodule(name), nn.Linear) for name in parts)
+    codes = [n for n in convert(quantized).graph.nodes if "weight_codes" in str(n.target)]
+    assert len(codes) == linears + 1  # and the projection of the output
+    assert torch.norm(quantized(IMAGE) - model(IMAGE)) < 0.05 * torch.norm(model(IMAGE))
+    graph.load_state_dict(other.state_dict())
+    torch.testing.assert_close(graph(IMAGE), other(IMAGE))
+
+
+def test_parts_of_a_joint_projection_are_trained_as_one_parameter() -> None:
+    model = LooksElsewhere(separate=False).eval()
+
+    copied = deepcopy(quantize(model, (IMAGE,), forward_loop=[(IMAGE,)], backend="inductor"))
+    copied.train()(IMAGE).square().sum().backward()
+
+    gradient = dict(copied.named_parameters())["attention.in_proj_weight"].grad
+    assert gradient is not None
+    assert all(part.abs().sum() > 0 for part in gradient.chunk(3))
