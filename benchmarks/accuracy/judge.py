@@ -1,6 +1,7 @@
 """How far quantized outputs are from fp32's, and whether one tool is worse than another."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +28,9 @@ class Score:
     top1_agreement: float
     """Share of inputs whose largest output is fp32's."""
 
-    per_input: Tensor
-    """Squared error of each input over the mean squared norm, shape (inputs,)."""
+    losses: Mapping[str, Tensor]
+    """What each input lost by every measure, shape (inputs,): ``noise`` is its squared error over
+    the mean squared norm, ``kl`` its divergence, ``top1`` 1 where the answer is wrong."""
 
     def as_json(self) -> dict[str, float]:
         """Returns the figures."""
@@ -40,24 +42,36 @@ class Score:
         }
 
 
-def score(outputs: Tensor, reference: Tensor) -> Score:
-    """Returns what rounding cost; both of shape (inputs, …)."""
+def score(outputs: Tensor, reference: Tensor, truth: Tensor | None = None) -> Score:
+    """Returns what rounding cost.
+
+    Args:
+        outputs: Shape (inputs, …).
+        reference: What fp32 gives for the same inputs.
+        truth: The right class of each input; fp32's largest output if None.
+    """
     found, wanted = (tensor.double().flatten(1) for tensor in (outputs, reference))
-    per_input = (found - wanted).square().sum(1) / wanted.square().sum(1).mean()
-    noise = math.sqrt(float(per_input.mean()))
+    squares = (found - wanted).square().sum(1) / wanted.square().sum(1).mean()
+    noise = math.sqrt(float(squares.mean()))
     divergence = functional.kl_div(
-        found.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean"
+        found.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="none"
+    ).sum(1)
+    differs = found.argmax(1) != wanted.argmax(1)
+    is_wrong = differs if truth is None else found.argmax(1) != truth
+    return Score(
+        noise,
+        -20 * math.log10(noise) if noise else math.inf,
+        float(divergence.mean()),
+        1.0 - float(differs.double().mean()),
+        {"noise": squares, "kl": divergence, "top1": is_wrong.double()},
     )
-    agreement = (found.argmax(1) == wanted.argmax(1)).double().mean()
-    decibels = -20 * math.log10(noise) if noise else math.inf
-    return Score(noise, decibels, float(divergence), float(agreement), per_input)
 
 
 def is_significantly_worse(ours: Tensor, peer: Tensor, *, seed: int = 0) -> bool:
-    """Tells whether ours has the larger mean squared error, by a paired bootstrap at 95 %.
+    """Tells whether ours has the larger mean loss, by a paired bootstrap at 95 %.
 
     Args:
-        ours: Squared error per input.
+        ours: Loss of each input.
         peer: That of the peer on the same inputs.
         seed: Of the draws.
 

@@ -42,21 +42,21 @@ class Subject:
     is_encoder: bool = False
     """Whether outputs are embeddings, judged by retrieval too."""
 
+    gives_logits: bool = True
+    """Whether outputs are scores of classes, which a divergence can be taken of."""
 
-def subjects(rows: list[str]) -> Iterator[Subject]:
-    """Yields the subjects of the rows whose names hold one of ``rows``; all if none is given."""
 
-    def is_wanted(name: str) -> bool:
-        return not rows or any(part in name for part in rows)
+ROWS = ("MiniLM", *(f"digits {name}" for name in NETS), *RANDOM)
 
-    for name in NETS:
-        if is_wanted(f"digits {name}"):
-            yield from _folds(name)
-    if is_wanted("MiniLM"):
+
+def subjects_of(row: str) -> Iterator[Subject]:
+    """Yields the subjects of one of ``ROWS``, each made when it is asked for."""
+    if row == "MiniLM":
         yield _minilm()
-    for name, source in RANDOM.items():
-        if is_wanted(name):
-            yield _random(name, source)
+    elif row in RANDOM:
+        yield _random(row, RANDOM[row])
+    else:
+        yield from _folds(row.removeprefix("digits "))
 
 
 def _folds(name: str) -> Iterator[Subject]:
@@ -94,6 +94,7 @@ def _minilm() -> Subject:
         test=[row for index, row in enumerate(rows) if index not in chosen],
         is_transformer=True,
         is_encoder=True,
+        gives_logits=False,
     )
 
 
@@ -104,13 +105,15 @@ def _random(name: str, source: str) -> Subject:
         (*args, *kwargs.values())
         for args, kwargs in loaded.random_inputs(RANDOM_INPUTS + RANDOM_CALIBRATION_INPUTS)
     ]
+    by_position = _Positional(loaded.model, tuple(loaded.kwargs)) if loaded.kwargs else loaded.model
     return Subject(
         row=name,
         part="random weights",
-        model=_Positional(loaded.model, tuple(loaded.kwargs)) if loaded.kwargs else loaded.model,
+        model=by_position.eval(),
         calibration=inputs[:RANDOM_CALIBRATION_INPUTS],
         test=inputs[RANDOM_CALIBRATION_INPUTS:],
         is_transformer=True,
+        gives_logits=not loaded.kwargs,
     )
 
 

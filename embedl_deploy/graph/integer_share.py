@@ -1,5 +1,7 @@
 """How much of a converted graph's arithmetic is spelled in integers."""
 
+from collections.abc import Iterator
+
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
@@ -22,12 +24,18 @@ def integer_share(converted: GraphModule) -> float:
         that an engine ran it so: the lowering report counts the kernels.
     """
     total = covered = 0
-    for node in converted.graph.nodes:
+    for node, is_integer in integer_products(converted):
         macs = macs_of(node)
         total += macs
-        if macs and _reads_integers(node):
-            covered += macs
+        covered += macs if is_integer else 0
     return covered / total if total else 0.0
+
+
+def integer_products(converted: GraphModule) -> Iterator[tuple[Node, bool]]:
+    """Yields every node that multiplies, and whether its two operands are dequantized integers."""
+    for node in converted.graph.nodes:
+        if macs_of(node):
+            yield node, _reads_integers(node)
 
 
 def _reads_integers(node: Node) -> bool:

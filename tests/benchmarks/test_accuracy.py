@@ -1,10 +1,21 @@
+import json
 import math
+from pathlib import Path
 
+import numpy as np
+import openvino
 import pytest
 import torch
+from openvino import opset13
+from torch import nn
 
 from benchmarks.accuracy.digits_nets import NETS
 from benchmarks.accuracy.judge import is_significantly_worse, score
+from benchmarks.accuracy.run import finished_rows
+from benchmarks.accuracy.shares import integer_linears, openvino_share
+from benchmarks.accuracy.tools import OURS
+from benchmarks.accuracy.verdict import RATIO, Row, bars, mean_ratio, verdict
+from embedl_deploy.quantize import ModulesToSkip, QuantConfig, convert, quantize
 
 REFERENCE = torch.randn(200, 10, generator=torch.Generator().manual_seed(0))
 NOISE = torch.randn(200, 10, generator=torch.Generator().manual_seed(1))
@@ -26,8 +37,8 @@ def test_equal_outputs_have_no_noise() -> None:
 
 
 def test_only_a_clear_difference_is_significant() -> None:
-    small = score(REFERENCE + 0.10 * NOISE, REFERENCE).per_input
-    large = score(REFERENCE + 0.12 * NOISE, REFERENCE).per_input
+    small = score(REFERENCE + 0.10 * NOISE, REFERENCE).losses["noise"]
+    large = score(REFERENCE + 0.12 * NOISE, REFERENCE).losses["noise"]
     shuffled = small[torch.randperm(200, generator=torch.Generator().manual_seed(2))]
 
     assert is_significantly_worse(large, small)
@@ -40,3 +51,93 @@ def test_every_net_gives_ten_scores(name: str) -> None:
     build, _ = NETS[name]
 
     assert build().eval()(torch.zeros(2, 1, 16, 16)).shape == (2, 10)
+
+
+def test_top1_is_judged_by_the_truth_where_there_is_one() -> None:
+    truth = REFERENCE.argmax(1)
+    truth[:50] = (truth[:50] + 1) % 10
+
+    found = score(REFERENCE, REFERENCE, truth)
+
+    assert float(found.losses["top1"].mean()) == pytest.approx(0.25)
+    assert found.top1_agreement == 1.0
+
+
+def test_each_measure_is_compared_with_the_peer_that_is_best_in_it() -> None:
+    scores = {
+        OURS: score(REFERENCE + 0.2 * NOISE, REFERENCE),
+        "far": score(REFERENCE + 0.4 * NOISE, REFERENCE),
+        "near": score(REFERENCE + 0.1 * NOISE, REFERENCE),
+    }
+
+    found = verdict(scores, {OURS: 0.9, "far": 1.0, "near": 0.8}, ["noise", "kl"])
+
+    assert found["best peer"] == "near"
+    assert found[RATIO] == pytest.approx(2.0)
+    assert found["significantly worse"] == {"noise": True, "kl": True}
+    assert found["int8 share at or above best peer's"] is True
+    assert verdict({OURS: scores[OURS]}, {OURS: 0.9}, ["noise"]) == {}
+
+
+def row_with(ratio: float, *, top1: float, is_worse: bool = False) -> Row:
+    return {
+        RATIO: ratio,
+        "significantly worse": {"noise": False, "kl": is_worse},
+        "int8 share at or above best peer's": True,
+        "top1 of fp32": 0.98,
+        "tools": {OURS: {"top1": top1}},
+    }
+
+
+def test_bars_are_met_by_all_rows_or_not_at_all() -> None:
+    good, bad = row_with(0.5, top1=0.978), row_with(1.0, top1=0.97, is_worse=True)
+
+    assert mean_ratio({"a": good, "b": bad}) == pytest.approx(math.sqrt(0.5))
+    assert all(bars({"a": good}).values())
+    assert bars({"a": good, "b": bad}) == {
+        "geometric mean at most 0.9": True,
+        "no row significantly worse": False,
+        "int8 share at or above the best peer's": True,
+        "trained nets lose at most 0.3%": False,
+    }
+
+
+def test_only_rows_of_this_commit_and_these_tools_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "accuracy.json"
+    rows = {
+        "mine": {"commit": "abc", "asked": ["a", "b"]},
+        "older": {"commit": "abd", "asked": ["a", "b"]},
+        "fewer": {"commit": "abc", "asked": ["a"]},
+    }
+    file.write_text(json.dumps({"rows": rows}))
+
+    assert list(finished_rows(file, ["a", "b"], "abc")) == ["mine"]
+    assert finished_rows(file, ["a", "b"], "abc+") == {}
+    assert finished_rows(tmp_path / "none.json", ["a", "b"], "abc") == {}
+
+
+def test_linear_layers_left_in_float_are_counted() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)).eval()
+    rows = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    config = QuantConfig(skip=ModulesToSkip(stub={"1"}, weight={"1"}))
+
+    graph = quantize(model, (rows,), config, forward_loop=[rows], backend="inductor")
+
+    assert integer_linears(convert(graph)) == (1, 2)
+
+
+def test_openvino_products_count_where_both_operands_are_codes() -> None:
+    image = opset13.parameter([1, 3, 8, 8], np.float32)
+    low, high = (opset13.constant(np.float32(value)) for value in (-1, 1))
+    codes = opset13.fake_quantize(image, low, high, low, high, 256)
+    weight = opset13.constant(np.ones((4, 3, 3, 3), np.int8))
+    scaled = opset13.multiply(opset13.convert(weight, "f32"), opset13.constant(np.float32(0.1)))
+    sides = ([1, 1], [0, 0], [0, 0], [1, 1])
+    inner = opset13.convolution(codes, scaled, *sides)
+    rows = opset13.reshape(inner, opset13.constant([4, 36]), False)
+    product = opset13.matmul(rows, opset13.constant(np.ones((36, 3), np.float32)), False, False)
+    # The stub of ``openvino.Model`` does not type-check against itself.
+    model = openvino.Model([product], [image])  # pyright: ignore[reportGeneralTypeIssues]
+
+    integers, floats = 36 * 4 * 27, 4 * 36 * 3
+    assert openvino_share(model) == pytest.approx(integers / (integers + floats))

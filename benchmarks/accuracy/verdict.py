@@ -1,0 +1,95 @@
+"""Whether a row, and all rows together, are as good as the best of the peers."""
+
+import math
+from collections.abc import Mapping
+from typing import cast
+
+from benchmarks.accuracy.judge import Score, is_significantly_worse
+from benchmarks.accuracy.tools import OURS
+from embedl_deploy.tuning.machine import JsonValue
+
+MEAN_BAR = 0.9
+"""Largest geometric mean of our noise over the best peer's."""
+
+DROP_BAR = 0.003
+"""Most accuracy lost by a trained net, over all its folds."""
+
+COSINE_BAR, RETRIEVAL_BAR = 0.9976, 0.944
+"""What nncf's transformer preset reached on MiniLM when it was tried; to be exceeded."""
+
+RATIO = "noise over best peer"
+
+Row = dict[str, JsonValue]
+
+
+def verdict(
+    scores: Mapping[str, Score], shares: Mapping[str, float | None], judged: list[str]
+) -> Row:
+    """Returns how ours compares, empty without ours or without a peer.
+
+    Each measure of ``judged`` is compared with the peer that is best in it; a ``noise over best
+    peer`` of at most 1 is as good as that peer.
+    """
+    peers = {tool: found for tool, found in scores.items() if tool != OURS}
+    if OURS not in scores or not peers:
+        return {}
+    mine = scores[OURS]
+    best = {
+        name: min(peers, key=lambda tool, name=name: float(peers[tool].losses[name].mean()))
+        for name in judged
+    }
+    worse: dict[str, JsonValue] = {
+        name: is_significantly_worse(mine.losses[name], peers[best[name]].losses[name])
+        for name in judged
+    }
+    row: Row = {
+        "best peer": best["noise"],
+        RATIO: mine.noise / peers[best["noise"]].noise,
+        "significantly worse": worse,
+    }
+    own_share, its_share = shares[OURS], shares[best["noise"]]
+    if own_share is not None and its_share is not None:
+        row["int8 share at or above best peer's"] = own_share >= its_share - 1e-9
+    return row
+
+
+def mean_ratio(rows: Mapping[str, Row]) -> float | None:
+    """Returns the geometric mean over rows of our noise over the best peer's."""
+    ratios = [float(str(row[RATIO])) for row in rows.values() if RATIO in row]
+    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
+
+
+def bars(rows: Mapping[str, Row]) -> Row:
+    """Returns which of the stated bars the rows meet; what no row tells is left out."""
+    mean = mean_ratio(rows)
+    met: Row = {}
+    if mean is not None:
+        met[f"geometric mean at most {MEAN_BAR}"] = mean <= MEAN_BAR
+        worse = [
+            cast("Mapping[str, bool]", row["significantly worse"])
+            for row in rows.values()
+            if RATIO in row
+        ]
+        met["no row significantly worse"] = not any(any(found.values()) for found in worse)
+    shares = [value for row in rows.values() for key, value in row.items() if "at or above" in key]
+    if shares:
+        met["int8 share at or above the best peer's"] = all(shares)
+    drops = [_drop(row) for row in rows.values() if "top1 of fp32" in row]
+    if drops:
+        met[f"trained nets lose at most {DROP_BAR:.1%}"] = max(drops) <= DROP_BAR
+    for row in rows.values():
+        if "linear layers in int8" in row:
+            own = _own(row)
+            met[f"MiniLM: mean cosine above {COSINE_BAR}"] = own["mean_cosine"] > COSINE_BAR
+            above = own["top1_retrieval_agreement"] > RETRIEVAL_BAR
+            met[f"MiniLM: top-1 agreement above {RETRIEVAL_BAR}"] = above
+            met["MiniLM: 36 linear layers in int8"] = row["linear layers in int8"] == [36, 36]
+    return met
+
+
+def _drop(row: Row) -> float:
+    return float(str(row["top1 of fp32"])) - _own(row)["top1"]
+
+
+def _own(row: Row) -> Mapping[str, float]:
+    return cast("Mapping[str, Mapping[str, float]]", row["tools"])[OURS]
