@@ -137,6 +137,12 @@ def tune(
     return PipelineReport(tuple(reports))
 
 
+_NEVER_CALLED = (
+    "stays eager: this data never calls it; where only methods of its own do, as generate() does, "
+    "wrap the modules inside it"
+)
+
+
 def _tuned(
     module: Module,
     device: torch.device | str | None,
@@ -148,7 +154,7 @@ def _tuned(
         note = "was tuned before and stays so; enable_recording(force=True) lets it be tuned anew"
         return TuningReport(module.name, module.tuning_report.graphs, (note,))
     if module.state is not ModuleState.RECORDING or not module.graph_specs:
-        return TuningReport(module.name, (), ("stays eager: this data never calls it",))
+        return TuningReport(module.name, (), (_NEVER_CALLED,))
     return module.tune(device, strategy, dry_run, cache_dir=folder)
 
 

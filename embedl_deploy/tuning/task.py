@@ -81,13 +81,19 @@ def references_of(task: Task) -> list[Reference]:
     """Returns what eager makes of the held-out samples, and at both ends of every range.
 
     Raises:
-        TuningError: Eager fails there, or is not the same from call to call.
+        TuningError: Eager fails there, changes its inputs, or is not the same from call to call.
     """
     samples = [(f"held-out sample {i}", sample) for i, sample in enumerate(task.held_out)]
     for sizes in task.spec.range_ends():
         label = ", ".join(f"{name}={size}" for name, size in sizes.items())
         samples.append((label, task.sized(sizes)))
     found = [Reference(label, sample, _eager(task, label, sample)) for label, sample in samples]
+    for reference in found:
+        if not same_values(reference.sample.copied().leaves(), reference.outcome.inputs):
+            raise TuningError(
+                f"{task.name!r} changes its inputs on {reference.label} (as a cache that grows "
+                "does), which engines do not: return what is new, or wrap modules inside it"
+            )
     first = found[0]
     again = _eager(task, first.label, first.sample)
     moved = fidelity_of(tensors_of(again.outputs), tensors_of(first.outcome.outputs))
@@ -103,6 +109,21 @@ def outcome_of(output: object, sample: Sample) -> Outcome:
     """Returns an output taken apart, and the inputs as they are now."""
     leaves, structure = pytree.tree_flatten(pack(output)[0])
     return Outcome(cast("list[object]", leaves), structure, sample.leaves())
+
+
+def same_values(some: Sequence[object], others: Sequence[object]) -> bool:
+    """Tells whether leaves are as many, and tensors the same tensors bit for bit."""
+    return len(some) == len(others) and all(
+        _same_value(one, two) for one, two in zip(some, others, strict=True)
+    )
+
+
+def _same_value(one: object, two: object) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(two, Tensor):
+        return not isinstance(one, Tensor) and not isinstance(two, Tensor)
+    if one.shape != two.shape or one.dtype is not two.dtype:
+        return False
+    return bool(torch.allclose(one.cpu(), two.cpu(), rtol=0, atol=0, equal_nan=True))
 
 
 def tensors_of(values: Sequence[object]) -> list[object]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from inspect import signature
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule
 
 from embedl_deploy.engines.engine import Engine
@@ -22,7 +21,7 @@ from embedl_deploy.transformation import transform
 from embedl_deploy.tuning.candidates import TOLERANCES, Candidate, Tolerance
 from embedl_deploy.tuning.sample import call
 from embedl_deploy.tuning.shapes import export_shapes
-from embedl_deploy.tuning.task import Outcome, Reference, Task, outcome_of
+from embedl_deploy.tuning.task import Outcome, Reference, Task, outcome_of, same_values
 from embedl_deploy.tuning.tuned_graph import CandidateReport, OutputError
 
 
@@ -172,33 +171,9 @@ def _difference(
                 f"{found.relative_error:.2g} relative, cosine {found.cosine:.5f}; allowed "
                 f"{allowed.relative_error:.2g} and {allowed.cosine:.5f}"
             )
-    return trouble or _input_trouble(outcome, reference)
-
-
-def _input_trouble(outcome: Outcome, reference: Reference) -> str:
-    before = reference.sample.copied().leaves()
-    if not _equal(before, reference.outcome.inputs):
-        if _equal(outcome.inputs, reference.outcome.inputs):
-            return ""
-        return f"the module changes its inputs on {reference.label}, which engines do not"
-    if not _equal(before, outcome.inputs):
-        return f"it changes its inputs on {reference.label}, which eager does not"
-    return ""
-
-
-def _equal(some: Sequence[object], others: Sequence[object]) -> bool:
-    if len(some) != len(others):
-        return False
-    return all(
-        _same_tensor(one, two) if isinstance(one, Tensor) and isinstance(two, Tensor) else True
-        for one, two in zip(some, others, strict=True)
-    )
-
-
-def _same_tensor(one: Tensor, two: Tensor) -> bool:
-    if one.shape != two.shape or one.dtype is not two.dtype:
-        return False
-    return bool(torch.allclose(one.cpu(), two.cpu(), rtol=0, atol=0, equal_nan=True))
+    if trouble or same_values(reference.sample.copied().leaves(), outcome.inputs):
+        return trouble
+    return f"it changes its inputs on {reference.label}, which eager does not"
 
 
 def _with_outputs(trial: Trial, worst: dict[int, OutputError], count: int) -> CandidateReport:

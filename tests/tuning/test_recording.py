@@ -1,4 +1,5 @@
 import inspect
+import threading
 from collections import UserDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -6,7 +7,7 @@ from typing import cast
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from embedl_deploy.tuning.dimensions import BatchDim, DeclaredShapes, DynamicDim
@@ -151,6 +152,12 @@ def test_samples_are_copies() -> None:
     assert copy.tolist() == [0.0, 0.0]
 
 
+def test_what_cannot_be_copied_is_recorded_as_it_is() -> None:
+    lock, module = threading.Lock(), nn.Linear(1, 1)
+
+    assert Recording(nested)([lock, module]).args == ([lock, module],)
+
+
 def test_samples_are_few_and_of_many_sizes() -> None:
     record = Recording(forward)
     for _ in range(3 * MAX_SAMPLES):
@@ -186,6 +193,17 @@ class Slots:
 
     def __init__(self, *keys: Tensor) -> None:
         self.keys = list(keys)
+
+
+def test_a_cache_that_the_call_fills_is_recorded_as_it_was_before() -> None:
+    cache = Slots()
+    sample = Recording(nested)(cache)
+
+    cache.keys.append(ids(2))
+
+    (copy,) = sample.args
+    assert isinstance(copy, Slots)
+    assert copy.keys == []
 
 
 @pytest.mark.parametrize(
