@@ -1,33 +1,31 @@
 """Quantizing a model: its precisions, and the steps from a float graph to an int8 one."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
 
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from embedl_deploy.backends.registry import resolve_backend
-from embedl_deploy.errors import CalibrationError, PreconditionError
+from embedl_deploy.errors import PreconditionError
 from embedl_deploy.graph.record import has_record, record_of
 from embedl_deploy.graph.traced_module import with_own_modules
 from embedl_deploy.passes.calibration import ForwardLoop, Progress, calibrate_model
 from embedl_deploy.passes.calibration_state import calibration_state, load_calibration_state
 from embedl_deploy.passes.integer_conversion import convert
-from embedl_deploy.passes.qdq_check import check_record, findings_in
+from embedl_deploy.passes.qdq_check import findings_in
 from embedl_deploy.passes.quantization import (
     Matches,
-    find_matches,
-    fix_weight_scales,
     own_modules,
     quantize_graph,
     report_stages,
 )
 from embedl_deploy.passes.quantization_quality import quality_of
+from embedl_deploy.passes.quantized_graph import quantized_graph, require_data
 from embedl_deploy.passes.skip_rules import named_rules
-from embedl_deploy.passes.smoothing import smooth_graph
 from embedl_deploy.passes.training import QatConfig, QatTraining
+from embedl_deploy.passes.weight_rounding import round_weights
 from embedl_deploy.quantization import (
     CalibrationMethod,
     ModulesToSkip,
@@ -37,10 +35,10 @@ from embedl_deploy.quantization import (
     SmoothQuantConfig,
     TensorQuantConfig,
     WeightFakeQuantize,
+    WeightRounding,
 )
 from embedl_deploy.quantization.finding import QdqFinding
 from embedl_deploy.quantization.report import LayerQuality, QuantizationReport
-from embedl_deploy.rewriting import PassRecord
 from embedl_deploy.rewriting.backend import Backend
 from embedl_deploy.transformation import transform
 
@@ -58,6 +56,7 @@ __all__ = [
     "SmoothQuantConfig",
     "TensorQuantConfig",
     "WeightFakeQuantize",
+    "WeightRounding",
     "calibrate",
     "calibration_state",
     "check_qdq",
@@ -67,6 +66,7 @@ __all__ = [
     "prepare_qat",
     "quantization_report",
     "quantize",
+    "round_weights",
 ]
 
 _DEFAULT = QuantConfig()
@@ -107,31 +107,14 @@ def quantize(
         CalibrationError: Activations need data and there is none, or it is not usable.
         QuantizationError: The backend cannot run what ``config`` asks for.
     """
-    if config.activation is not None and forward_loop is None:
-        raise CalibrationError(
-            "static activation scales need data, got forward_loop=None: pass a callable that runs "
-            "the model or an iterable of inputs, or set QuantConfig(activation=None)"
-        )
+    require_data(config, forward_loop)
     chosen = _backend_for(model, backend)
     graph = _transformed(model, args, kwargs, chosen)
     if isinstance(model, nn.Module):
         config = replace(config, skip=named_rules(config.skip, model))
-    smoothed: tuple[PassRecord, ...] = ()
-    if config.smooth is not None and forward_loop is not None:
-        if isinstance(forward_loop, Iterator):
-            forward_loop = list(cast("Iterator[object]", forward_loop))  # gone through twice
-        sites = find_matches(graph, chosen.smooth_patterns)
-        smoothed = (smooth_graph(graph, sites, config, forward_loop),)
-    inserted = quantize_graph(graph, None, config, chosen)
-    graph.recompile()
-    calibrated = calibrate_model(
-        graph, forward_loop, corrects_biases=config.bias_correction, progress=progress
+    return quantized_graph(
+        graph, config, forward_loop, chosen, freeze_weights=freeze_weights, progress=progress
     )
-    if freeze_weights:
-        fix_weight_scales(graph)
-    report_stages(graph, chosen, (*smoothed, inserted, *calibrated))
-    report_stages(graph, chosen, (check_record(graph, chosen),))
-    return graph
 
 
 def insert_qdq(
@@ -251,6 +234,28 @@ def quantization_report(model: GraphModule, data: ForwardLoop) -> QuantizationRe
         CalibrationError: The data never ran the model.
     """
     return quality_of(model, data)
+
+
+def _kept(forward_loop: ForwardLoop, config: QuantConfig) -> ForwardLoop:
+    """Returns data that can be gone through as often as ``config`` needs."""
+    if isinstance(forward_loop, Iterator) and not has_exact_ranges(config):
+        return list(cast("Iterator[object]", forward_loop))
+    return forward_loop
+
+
+def _require_data(config: QuantConfig, forward_loop: ForwardLoop | None) -> None:
+    if forward_loop is not None:
+        return
+    if config.activation is not None:
+        raise CalibrationError(
+            "static activation scales need data, got forward_loop=None: pass a callable that runs "
+            "the model or an iterable of inputs, or set QuantConfig(activation=None)"
+        )
+    if config.weight_rounding is not WeightRounding.NEAREST:
+        raise CalibrationError(
+            f"weight_rounding={config.weight_rounding.name} needs data, got forward_loop=None: "
+            "pass a callable that runs the model or an iterable of inputs, or round to NEAREST"
+        )
 
 
 def _backend_for(model: object, backend: str | Backend | None) -> Backend:

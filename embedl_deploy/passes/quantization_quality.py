@@ -58,7 +58,7 @@ def quality_of(model: GraphModule, data: ForwardLoop) -> QuantizationReport:
         tuple(rows),
         decibels(errors.signal, errors.noise),
         dict(macs.most_common()),
-        _bytes(model),
+        stored_bytes(model),
         errors.batches,
     )
 
@@ -98,7 +98,7 @@ def _row(
         source_line(node),
         precision,
         macs_of(node),
-        _weight_bytes(module),
+        weight_bytes(module),
         decibels(error.signal, error.noise) if is_measured else None,
         decibels(error.signal, error.own_noise) if is_measured and not is_float else None,
         error.at_output / total if total else 0.0,
@@ -125,7 +125,7 @@ def _bits(rounding: Rounding | None) -> str:
     return f"int{int(rounding.ends[1] - rounding.ends[0]).bit_length()}"
 
 
-def _weight_bytes(module: nn.Module | None) -> int:
+def weight_bytes(module: nn.Module | None) -> int:
     """Returns the bytes of a layer's weight as it is stored."""
     if module is None:
         return 0
@@ -140,7 +140,7 @@ def _weight_bytes(module: nn.Module | None) -> int:
     return weight.numel() * bits // 8 + quantizer.scale.numel() * 4
 
 
-def _bytes(model: GraphModule) -> dict[str, int]:
+def stored_bytes(model: GraphModule) -> dict[str, int]:
     """Returns the bytes of all parameters by precision, each tensor once."""
     found: Counter[str] = Counter()
     seen: set[int] = set()
@@ -150,7 +150,7 @@ def _bytes(model: GraphModule) -> dict[str, int]:
             weight = getattr(module.weighted, "weight", None)
             if id(weight) not in seen:
                 seen.add(id(weight))
-                found[quantizer.config.precision.value] += _weight_bytes(module)
+                found[quantizer.config.precision.value] += weight_bytes(module)
     for parameter in model.parameters():
         if id(parameter) not in seen:
             name = str(parameter.dtype).removeprefix("torch.")

@@ -70,14 +70,14 @@ class ErrorMeter(nn.Module):
         with torch.enable_grad(), in_float(model) as saved:
             exact = _Exact(model, saved)
             outputs = exact.run(*inputs, enable_io_processing=False)
-            reference = _floats(outputs)
+            reference = float_outputs(outputs)
             self._follow(exact, reference)
         with torch.no_grad():
             rounded = _Keeping(model)
-            found = _floats(rounded.run(*inputs, enable_io_processing=False))
+            found = float_outputs(rounded.run(*inputs, enable_io_processing=False))
         self._compare(exact, rounded)
-        self.errors.signal += _energy(reference)
-        self.errors.noise += _energy(found - reference.detach())
+        self.errors.signal += energy(reference)
+        self.errors.noise += energy(found - reference.detach())
         self.errors.batches += 1
         return outputs
 
@@ -100,10 +100,10 @@ class ErrorMeter(nn.Module):
     def _compare(self, exact: "_Exact", rounded: "_Keeping") -> None:
         for node, value in exact.kept.items():
             layer, value = self._of(node), value.detach()
-            layer.signal += _energy(value)
-            layer.noise += _energy(rounded.kept[node] - value)
+            layer.signal += energy(value)
+            layer.noise += energy(rounded.kept[node] - value)
             if node in exact.own:
-                layer.own_noise += _energy(exact.own[node])
+                layer.own_noise += energy(exact.own[node])
 
     def _of(self, node: Node) -> LayerError:
         return self.errors.layers.setdefault(node, LayerError())
@@ -132,23 +132,24 @@ def in_float(model: nn.Module) -> Generator[Saved]:
     """Runs a quantized model as it was in float, bias corrections left out as well."""
     layers = [module for module in model.modules() if isinstance(module, WeightedFused)]
     saved = Saved(
-        {quantizer: quantizer.quantizing for quantizer in _quantizers(model)},
+        {quantizer: quantizer.quantizing for quantizer in quantizers_in(model)},
         {layer: layer.bias_correction for layer in layers},
     )
-    for quantizer in _quantizers(model):
+    for quantizer in quantizers_in(model):
         quantizer.quantizing = False
     for layer in layers:
         layer.bias_correction = None
     try:
         yield saved
     finally:
-        for quantizer in _quantizers(model):
+        for quantizer in quantizers_in(model):
             quantizer.quantizing = saved.quantizing[quantizer]
         for layer, correction in saved.corrections.items():
             layer.bias_correction = correction
 
 
-def _quantizers(model: nn.Module) -> list[QuantStub | WeightFakeQuantize]:
+def quantizers_in(model: nn.Module) -> list[QuantStub | WeightFakeQuantize]:
+    """Returns every quantizer of a model once, in registration order."""
     kinds = (QuantStub, WeightFakeQuantize)
     return [module for module in model.modules() if isinstance(module, kinds)]
 
@@ -187,7 +188,7 @@ class _Exact(_Keeping):
         module = module_of(node)
         assert isinstance(module, WeightedFused)
         stubs = [module_of(read) for read in node.all_input_nodes]
-        inside = _quantizers(module)
+        inside = quantizers_in(module)
         active = [
             quantizer
             for quantizer in (*(stub for stub in stubs if isinstance(stub, QuantStub)), *inside)
@@ -224,12 +225,13 @@ def _rounding(
         layer.bias_correction = None
 
 
-def _floats(outputs: object) -> Tensor:
+def float_outputs(outputs: object) -> Tensor:
     """Returns all floating-point outputs as one vector."""
     leaves = (leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
     floats = [leaf.flatten() for leaf in leaves if leaf.is_floating_point()]
     return torch.cat(floats) if floats else torch.zeros(0)
 
 
-def _energy(values: Tensor) -> float:
+def energy(values: Tensor) -> float:
+    """Returns the sum of squares, added up in float64."""
     return float(values.detach().double().square().sum())
