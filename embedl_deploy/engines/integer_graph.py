@@ -12,7 +12,7 @@ from embedl_deploy.graph.nodes import dtype_of, value_of
 from embedl_deploy.graph.values import infer_value
 
 _SHIFT = 128
-_VIEWS = frozenset(
+VIEWS = frozenset(
     {"view", "reshape", "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "flatten"}
 )
 _CASTS = frozenset({"to", "_to_copy", "convert_element_type", "contiguous", "clone"})
@@ -52,7 +52,7 @@ def is_quantized_product(node: Node) -> bool:
 
 def source(node: Node) -> Node:
     """Returns what ``node`` is a view or cast of, itself if it is neither."""
-    while operation(node) in _VIEWS | _CASTS and node.all_input_nodes:
+    while operation(node) in VIEWS | _CASTS and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return node
 
@@ -110,7 +110,7 @@ def attribute(graph_module: GraphModule, path: str) -> Tensor:
 
 def _readers(node: Node) -> Iterator[Node]:
     for user in node.users:
-        if operation(user) in _VIEWS:
+        if operation(user) in VIEWS:
             yield from _readers(user)
         else:
             yield user

@@ -8,14 +8,15 @@ from typing import ClassVar, Literal, cast, get_args
 
 import torch
 from torch import nn
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from embedl_deploy.engines.config import EngineConfig
 from embedl_deploy.engines.engine import Engine, Sample
 from embedl_deploy.engines.inductor import Mode
 from embedl_deploy.engines.inductor_build import require_compiler
 from embedl_deploy.engines.inductor_programs import CompiledProgram, JustInTime
-from embedl_deploy.engines.integer_graph import is_quantization, operation
+from embedl_deploy.engines.integer_graph import is_quantized, operation
+from embedl_deploy.engines.integer_products import put_integer_layers, unfit_quantization
 from embedl_deploy.engines.linear_layers import with_linear_layers
 from embedl_deploy.engines.torchao_weights import (
     Filter,
@@ -119,7 +120,11 @@ class TorchAOEngineConfig(EngineConfig):
 
 
 class TorchAOEngine(Engine):
-    """Quantizes the weights of a copy's linear layers and compiles the copy."""
+    """Quantizes the weights of a copy's linear layers and compiles the copy.
+
+    A graph that is quantized already keeps its own scales: its quantized linear layers run on
+    integers, and what it left in float stays so.
+    """
 
     config_class = TorchAOEngineConfig
     config: TorchAOEngineConfig
@@ -135,19 +140,19 @@ class TorchAOEngine(Engine):
         return True
 
     def supports(self, node: Node) -> Refusal | None:
-        if is_quantization(node):
-            return Refusal("torchao quantizes float weights itself and takes no Q/DQ pairs", node)
+        reason = unfit_quantization(node)
         value = value_of(node)
-        if operation(node) != "linear" or not isinstance(value, torch.Tensor):
-            return None
-        reason = self._unfit(value.device) or self._unfit_weight(node)
+        if reason is None and operation(node) == "linear" and isinstance(value, torch.Tensor):
+            reason = self._unfit_layer(node, value.device)
         return None if reason is None else Refusal(reason, node)
 
-    def _unfit_weight(self, node: Node) -> str | None:
+    def _unfit_layer(self, node: Node, device: torch.device) -> str | None:
         read = node.args[1]
-        weight = value_of(read) if isinstance(read, Node) else None
-        if not isinstance(read, Node) or not isinstance(weight, torch.Tensor):
+        if not isinstance(read, Node) or read.op == "call_function":
             return None
+        reason, weight = self._unfit(device), value_of(read)
+        if reason is not None or not isinstance(weight, torch.Tensor):
+            return reason
         path = str(read.target).removesuffix(".weight")
         return unfit_weight(path, weight, self.config.quantization_config)
 
@@ -162,14 +167,22 @@ class TorchAOEngine(Engine):
         del graph_spec, cache_dir
         require_compiler()
         layers = with_linear_layers(module)
-        reason = self._unfit(device)
-        if reason is not None:
-            raise BuildError(f"{reason}; the first weight is {first_weight(layers)}")
-        quantize_layers(layers, self.config.quantization_config, self.config.filter_fn)
+        if not self._keeps_scales(layers.module):
+            reason = self._unfit(device)
+            if reason is not None:
+                raise BuildError(f"{reason}; the first weight is {first_weight(layers)}")
+            quantize_layers(layers, self.config.quantization_config, self.config.filter_fn)
         self._quantized = layers.module
         started = self._start(device)
         if data:
             started.compile_for(data[0])
+
+    def _keeps_scales(self, module: nn.Module) -> bool:
+        """Puts integer layers where the graph is quantized; tells whether it is."""
+        if not isinstance(module, GraphModule) or not is_quantized(module):
+            return False
+        self.kernels = {"int_mm": put_integer_layers(module)}
+        return True
 
     def _start(self, device: torch.device) -> CompiledProgram:
         assert self._quantized is not None, "a built or loaded engine has a quantized module"
@@ -217,7 +230,8 @@ class TorchAOEngine(Engine):
 
     def _saved(self) -> dict[str, object]:
         assert self._quantized is not None, "a built engine has a quantized module"
-        return {self.STATE_WEIGHTS: saved_weights(self._quantized)}
+        weights = {} if self.kernels else saved_weights(self._quantized)
+        return {self.STATE_WEIGHTS: weights}
 
     def _load(self, module: nn.Module | None, state: Mapping[str, object]) -> None:
         if module is None:
@@ -226,11 +240,13 @@ class TorchAOEngine(Engine):
         if not isinstance(saved, Mapping):
             raise ValueError("the state of TorchAOEngine lacks its quantized weights")
         layers = with_linear_layers(module)
-        put_saved_weights(layers.module, cast("Mapping[str, object]", saved))
+        if not self._keeps_scales(layers.module):
+            put_saved_weights(layers.module, cast("Mapping[str, object]", saved))
         self._quantized = layers.module
 
     def _discard(self) -> None:
         self._quantized = self._program = None
+        self.kernels = {}
 
 
 def _preset(name: str) -> object:
