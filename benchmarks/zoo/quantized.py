@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.zoo.cases import Case
 from benchmarks.zoo.coverage import Count, Uncovered, converted_macs, float_macs
-from benchmarks.zoo.run import chosen, earlier_rows, prepared
+from benchmarks.zoo.run import chosen, prepared
+from benchmarks.zoo.workers import on_each
 from embedl_deploy.backends.registry import resolve_backend
 from embedl_deploy.files import write_aside
 from embedl_deploy.graph.nodes import source_line
@@ -23,7 +25,7 @@ from embedl_deploy.quantize import QuantConfig, check_qdq, convert, quantize
 from embedl_deploy.rewriting import SiteRecord
 from embedl_deploy.rewriting.backend import Backend
 from embedl_deploy.rewriting.records import report_of
-from embedl_deploy.tuning.machine import machine_info
+from embedl_deploy.tuning.machine import commit, machine_info
 
 ENOUGH = 0.95
 REASONS = ("a dtype the target lacks", "a layer the backend's table names", "a user's skip")
@@ -38,16 +40,19 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=None, help="where to write the rows")
     parser.add_argument("--resume", action="store_true", help="keep the rows already there")
     parser.add_argument("--largest", type=float, default=None, help="most billion products")
+    parser.add_argument("--workers", type=int, default=1, help="how many processes to use")
     options = parser.parse_args()
     rows = earlier_rows(options.output) if options.resume else []
     done = {row["model"] for row in rows}
-    for case in chosen(options.words):
-        if case.name in done:
-            continue
-        rows.append(run_case(case, options.backend, options.largest))
-        sys.stdout.write(_line(rows[-1]) + "\n")
+    order = [case.name for case in chosen([])]
+    names = [case.name for case in chosen(options.words) if case.name not in done]
+    run = partial(run_case, backend=options.backend, largest=options.largest)
+    for row in on_each(run, names, options.workers, in_order=False):
+        rows.append(row)
+        sys.stdout.write(_line(row) + "\n")
         sys.stdout.flush()
         if options.output is not None:
+            rows.sort(key=lambda row: order.index(str(row["model"])))
             content = {"machine": machine_info(), "summary": summarise(rows), "rows": rows}
             write_aside(options.output, (json.dumps(content, indent=1) + "\n").encode())
     summary = summarise(rows)
@@ -55,9 +60,18 @@ def main() -> int:
     return 1 if any(summary[name] for name in ("failed", "findings", "below")) else 0
 
 
+def earlier_rows(output: Path | None) -> list[dict[str, object]]:
+    """Returns the rows of an earlier run that need no other: no failure, no finding, covered."""
+    if output is None or not output.exists():
+        return []
+    content = json.loads(output.read_text())
+    known = [{"commit": content["machine"]["commit"], **row} for row in content["rows"]]
+    return [row for row in known if not _falls_short(row) and "left_out" not in row]
+
+
 def run_case(case: Case, backend: str, largest: float | None = None) -> dict[str, object]:
     """Returns the row of one model; a failure is a row with ``failure``."""
-    row: dict[str, object] = {"model": case.name, "backend": backend}
+    row: dict[str, object] = {"model": case.name, "backend": backend, "commit": commit()}
     try:
         model, args, kwargs = prepared(case)
         model.requires_grad_(False)  # FlopCounterMode hooks into gradients where there are any
@@ -160,9 +174,19 @@ def summarise(rows: list[dict[str, object]]) -> dict[str, object]:
         "quantized": len(ran),
         "failed": [row["model"] for row in rows if "failure" in row],
         "left_out": [row["model"] for row in rows if "left_out" in row],
+        "commits": dict(Counter(str(row["commit"]) for row in rows)),
+        "lowest_share": min((row["share"] for row in ran), default=None),
         "findings": [row["model"] for row in ran if row["findings"]],
-        "below": [row["model"] for row in ran if float(str(row["share_with_excused"])) < ENOUGH],
+        "below": [row["model"] for row in ran if _is_below(row)],
     }
+
+
+def _is_below(row: Mapping[str, object]) -> bool:
+    return float(str(row["share_with_excused"])) < ENOUGH
+
+
+def _falls_short(row: Mapping[str, object]) -> bool:
+    return "failure" in row or ("findings" in row and (bool(row["findings"]) or _is_below(row)))
 
 
 def _line(row: dict[str, object]) -> str:

@@ -1,10 +1,13 @@
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from benchmarks.zoo.cases import Case
 from benchmarks.zoo.coverage import converted_macs, float_macs
-from benchmarks.zoo.quantized import REASONS, quantized_row, run_case, summarise
+from benchmarks.zoo.quantized import REASONS, earlier_rows, quantized_row, run_case, summarise
 from embedl_deploy.backends.inductor import INDUCTOR
 from embedl_deploy.quantize import ModulesToSkip, QuantConfig, convert, quantize
 
@@ -93,19 +96,21 @@ def test_a_row_says_what_is_in_float_and_why() -> None:
 
 
 def test_a_run_fails_on_a_failure_a_finding_or_a_share_below_the_bar() -> None:
-    fine: dict[str, object] = {"findings": [], "share_with_excused": 0.95}
+    known: dict[str, object] = {"commit": "abc"}
+    fine: dict[str, object] = {**known, "findings": [], "share": 0.9, "share_with_excused": 0.95}
     rows: list[dict[str, object]] = [
         {"model": "fine", **fine},
-        {"model": "broken", "failure": "ValueError: no"},
+        {"model": "broken", **known, "failure": "ValueError: no"},
         {"model": "found", **fine, "findings": ["QDQ001"]},
-        {"model": "short", **fine, "share_with_excused": 0.94},
-        {"model": "large", "left_out": "too large"},
+        {"model": "short", **fine, "share": 0.5, "share_with_excused": 0.94},
+        {"model": "large", **known, "left_out": "too large"},
     ]
 
     summary = summarise(rows)
 
     assert (summary["failed"], summary["findings"]) == (["broken"], ["found"])
     assert (summary["below"], summary["left_out"]) == (["short"], ["large"])
+    assert (summary["commits"], summary["lowest_share"]) == ({"abc": 5}, 0.5)
 
 
 def test_a_model_that_cannot_be_quantized_is_a_row_with_its_failure() -> None:
@@ -115,3 +120,24 @@ def test_a_model_that_cannot_be_quantized_is_a_row_with_its_failure() -> None:
     assert "no placement" in str(run_case(case, "lattice")["failure"])
     assert "left_out" not in run_case(case, "inductor", largest=1.0)
     assert "left_out" in run_case(case, "inductor", largest=1e-9)
+
+
+def test_a_resumed_run_repeats_what_fell_short_and_knows_the_commit_of_each_row(
+    tmp_path: Path,
+) -> None:
+    fine: dict[str, object] = {"findings": [], "share_with_excused": 0.95}
+    rows: list[dict[str, object]] = [
+        {"model": "old", **fine},
+        {"model": "newer", **fine, "commit": "newer"},
+        {"model": "broken", "failure": "ValueError: no"},
+        {"model": "found", **fine, "findings": ["QDQ001"]},
+        {"model": "short", **fine, "share_with_excused": 0.94},
+        {"model": "large", "left_out": "too large"},
+    ]
+    output = tmp_path / "rows.json"
+    output.write_text(json.dumps({"machine": {"commit": "older"}, "rows": rows}))
+
+    kept = earlier_rows(output)
+
+    assert [(row["model"], row["commit"]) for row in kept] == [("old", "older"), ("newer", "newer")]
+    assert earlier_rows(tmp_path / "none.json") == []
