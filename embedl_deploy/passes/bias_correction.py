@@ -30,11 +30,17 @@ class InputMean:
 
     def add(self, x: Tensor, channel_axis: int) -> None:
         """Takes in one input of the layer."""
-        channels = x.detach().movedim(channel_axis, 0).flatten(1)
-        total = channels.sum(1, dtype=torch.float64)
+        x = x.detach()
+        others = [axis for axis in range(x.dim()) if axis != channel_axis % x.dim()]
+        total = x.sum(others, dtype=torch.float64) if others else x.double()
         self.total = total if self.total is None else self.total + total
-        self.count += channels.shape[1]
+        self.count += x.numel() // max(1, len(total))
         self.positions = () if channel_axis == -1 else tuple(x.shape[channel_axis + 1 :])
+
+    def divided_by(self, factors: Tensor) -> "InputMean":
+        """Returns the mean of an input whose channels are divided by ``factors``, shape (in,)."""
+        total = None if self.total is None else self.total / factors.double()
+        return InputMean(total, self.count, self.positions)
 
     def state(self) -> dict[str, Tensor]:
         """Returns all that was seen, as tensors that ``load_state`` takes."""
@@ -93,6 +99,16 @@ def input_mean_of(layer: WeightedFused) -> InputMean:
     mean = layer.__dict__.setdefault("input_mean", InputMean())
     assert isinstance(mean, InputMean)
     return mean
+
+
+def known_means(model: nn.Module) -> Means:
+    """Returns what the quantized layers of ``model`` have seen so far."""
+    means: Means = {}
+    for layer in _quantized_layers(model):
+        mean = layer.__dict__.get("input_mean")
+        if isinstance(mean, InputMean):
+            means[layer] = mean
+    return means
 
 
 def forget_inputs(means: Means) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeAlias, cast
 
 import torch
@@ -12,7 +13,12 @@ from torch.fx import Graph
 from embedl_deploy.errors import CalibrationError
 from embedl_deploy.graph.nodes import value_of
 from embedl_deploy.graph.values import value_text
-from embedl_deploy.passes.bias_correction import correct_biases, forget_inputs, watching_inputs
+from embedl_deploy.passes.bias_correction import (
+    correct_biases,
+    forget_inputs,
+    known_means,
+    watching_inputs,
+)
 from embedl_deploy.passes.calibration_notes import Count, calibration_notes, samples_in
 from embedl_deploy.passes.calibration_state import (
     calibration_state,
@@ -57,15 +63,35 @@ def calibrate_model(
         CalibrationError: No data, a loop that never ran the model, a tensor that was never seen,
             NaN or infinity in an activation.
     """
-    stubs = [stub for _, stub in stubs_of(model)]
-    if forward_loop is None:
-        _require_no_stubs(stubs)
-        return (PassRecord("calibration", notes=("no data, and no activation needs any",)),)
     began = time.perf_counter()
+    if forward_loop is None:
+        _require_no_stubs([stub for _, stub in stubs_of(model)])
+        return (PassRecord("calibration", notes=("no data, and no activation needs any",)),)
+    seen = observe_model(model, forward_loop, progress)
+    return finish_calibration(model, seen, began, corrects_biases=corrects_biases)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How much data the statistics in a model come from."""
+
+    total: Count
+    processes: int
+
+
+def observe_model(
+    model: nn.Module, forward_loop: ForwardLoop, progress: Progress | None = None
+) -> Seen:
+    """Runs the model on data and leaves in it what its quantizers and layers saw, merged.
+
+    Raises:
+        CalibrationError: As ``calibrate_model``, but for tensors that were never seen.
+    """
+    stubs = [stub for _, stub in stubs_of(model)]
     with (
         _unrounded(model),
         _observing(stubs),
-        watching_inputs(model) as means,
+        watching_inputs(model),
         _counting(model, progress) as count,
         exchanging(lambda: (count, calibration_state(model))) as seen,
     ):
@@ -80,10 +106,29 @@ def calibrate_model(
             "forward_loop never ran the model it was given: call the model on calibration inputs, "
             f"{len(stubs)} activations saw no data"
         )
-    notes = tuple(calibration_notes(model, stubs, total, len(seen)))
+    return Seen(total, len(seen))
+
+
+def finish_calibration(
+    model: nn.Module, seen: Seen, began: float, *, corrects_biases: bool = True
+) -> tuple[PassRecord, ...]:
+    """Sets scales and bias corrections from the statistics in a model, and drops these.
+
+    Args:
+        model: As ``observe_model`` left it.
+        seen: What that returned.
+        began: When calibration began, on the clock of ``time.perf_counter``.
+        corrects_biases: As in ``calibrate_model``.
+
+    Raises:
+        CalibrationError: A quantizer saw nothing.
+    """
+    stubs = [stub for _, stub in stubs_of(model)]
+    notes = tuple(calibration_notes(model, stubs, seen.total, seen.processes))
     for stub in stubs:
         stub.finish_observing()
     record = PassRecord("calibration", seconds=time.perf_counter() - began, notes=notes)
+    means = known_means(model)
     corrections = (correct_biases(means),) if corrects_biases else ()
     forget_inputs(means)
     return (record, *corrections)

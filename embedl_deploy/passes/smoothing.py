@@ -2,19 +2,21 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 
 from embedl_deploy.errors import CalibrationError
+from embedl_deploy.graph.nodes import module_of
 from embedl_deploy.passes.calibration import ForwardLoop, run_forward_loop
 from embedl_deploy.passes.processes import exchanging
 from embedl_deploy.passes.skip_rules import SkipRules
-from embedl_deploy.passes.smoothing_site import SmoothingSite
+from embedl_deploy.passes.smoothing_site import SmoothedTensor, SmoothingSite
 from embedl_deploy.quantization.config import QuantConfig, SmoothQuantConfig, TensorQuantConfig
 from embedl_deploy.quantization.grid import QuantGrid
 from embedl_deploy.quantization.precision import CalibrationMethod
@@ -36,8 +38,6 @@ def smooth_graph(
 ) -> PassRecord:
     """Smooths every site of ``matches`` where that lowers the error; changes the graph in place.
 
-    The weights of norms and linear layers are replaced by new parameters under the same names.
-
     Args:
         graph_module: A graph whose module objects are its own.
         matches: Of smooth patterns.
@@ -47,22 +47,80 @@ def smooth_graph(
     Raises:
         CalibrationError: The loop never ran the model.
     """
-    smooth = config.smooth or SmoothQuantConfig()
-    began = time.perf_counter()
-    skip = SkipRules(config.skip, graph_module)
-    refused: list[SiteRecord] = []
-    sites = _eligible(graph_module, matches, skip, refused)
-    _observe(graph_module, sites, forward_loop)
-    applied: list[SiteRecord] = []
-    for site in sites:
-        strength = _best_strength(site, config, smooth)
-        if strength is None:
-            refused.append(_refusal(site.match, "no strength leaves less error than none"))
-        else:
-            site.apply(graph_module, _factors(site, strength))
+    smoothing = Smoothing.of(graph_module, matches, config)
+    if smoothing.sites:
+        with smoothing.watching(graph_module):
+            run_forward_loop(graph_module, forward_loop)
+    return smoothing.apply()
+
+
+@dataclass
+class Smoothing:
+    """The sites of one graph that may be smoothed, and what became of them."""
+
+    graph_module: GraphModule
+    config: QuantConfig
+    skip: SkipRules
+    began: float
+    sites: list[SmoothingSite] = field(default_factory=list[SmoothingSite])
+    refused: list[SiteRecord] = field(default_factory=list[SiteRecord])
+    smoothed: dict[str, SmoothedTensor] = field(default_factory=dict[str, SmoothedTensor])
+    """By the name of the node that now gives the smoothed tensor."""
+
+    @classmethod
+    def of(
+        cls, graph_module: GraphModule, matches: Sequence[PatternMatch], config: QuantConfig
+    ) -> Self:
+        """Returns the sites of ``matches`` in a graph whose module objects are its own."""
+        skip = SkipRules(config.skip, graph_module)
+        found = cls(graph_module, config, skip, time.perf_counter())
+        found.sites = _eligible(graph_module, matches, skip, found.refused)
+        return found
+
+    @contextmanager
+    def watching(self, running: GraphModule) -> Generator[None]:
+        """Collects what the sites need while ``running`` runs: the graph, or a copy of it.
+
+        Raises:
+            CalibrationError: It did not run.
+        """
+        producers = {node.name: module_of(node) for node in running.graph.nodes}
+        with (
+            exchanging(lambda: [site.seen() for site in self.sites]) as seen,
+            ExitStack() as stack,
+        ):
+            for site in self.sites:
+                stack.enter_context(site.watching(producers[site.value.name]))
+            yield
+        if len(seen) > 1:
+            for site, by_process in zip(self.sites, zip(*seen, strict=True), strict=True):
+                site.take(by_process)
+        if self.sites and all(site.rows is None for site in self.sites):
+            raise CalibrationError(
+                "forward_loop never ran the model it was given: call the model on calibration "
+                "inputs, smoothing saw no data"
+            )
+
+    def apply(self) -> PassRecord:
+        """Smooths every site where that lowers the error; changes the graph in place.
+
+        The weights of norms and linear layers are replaced by new parameters under the same names.
+        """
+        smooth = self.config.smooth or SmoothQuantConfig()
+        applied: list[SiteRecord] = []
+        for site in self.sites:
+            strength = _best_strength(site, self.config, smooth)
+            if strength is None:
+                reason = "no strength leaves less error than none"
+                self.refused.append(_refusal(site.match, reason))
+                continue
+            factors = _factors(site, strength)
+            node = site.apply(self.graph_module, factors)
+            self.smoothed[node.name] = SmoothedTensor(site, factors)
             applied.append(site_record(site.match, made=f"strength {strength}"))
-    notes = tuple(skip.unmet(("smooth",)))
-    return PassRecord("smooth", tuple(applied), tuple(refused), time.perf_counter() - began, notes)
+        seconds = time.perf_counter() - self.began
+        notes = tuple(self.skip.unmet(("smooth",)))
+        return PassRecord("smooth", tuple(applied), tuple(self.refused), seconds, notes)
 
 
 def _eligible(
@@ -108,26 +166,6 @@ def _tied(site: SmoothingSite, owners: Counter[int]) -> str | None:
     return None
 
 
-def _observe(model: nn.Module, sites: list[SmoothingSite], forward_loop: ForwardLoop) -> None:
-    if not sites:
-        return
-    with (
-        exchanging(lambda: [(site.peaks, site.rows) for site in sites]) as seen,
-        ExitStack() as stack,
-    ):
-        for site in sites:
-            stack.enter_context(site.watching())
-        run_forward_loop(model, forward_loop)
-    if len(seen) > 1:
-        for site, by_process in zip(sites, zip(*seen, strict=True), strict=True):
-            site.take(by_process)
-    if all(site.rows is None for site in sites):
-        raise CalibrationError(
-            "forward_loop never ran the model it was given: call the model on calibration inputs, "
-            "smoothing saw no data"
-        )
-
-
 def _best_strength(
     site: SmoothingSite, config: QuantConfig, smooth: SmoothQuantConfig
 ) -> float | None:
@@ -150,7 +188,6 @@ def _best_strength(
 
 
 def _factors(site: SmoothingSite, strength: float) -> Tensor:
-    assert site.peaks is not None
     weight_peaks = torch.stack([weight.abs().amax(0) for weight in site.weights()])
     factors = smoothing_factors(site.peaks, weight_peaks.amax(0), strength)
     # A common factor changes nothing; without it the activation keeps its magnitude.

@@ -29,8 +29,11 @@ class SmoothingSite:
     value: Node
     producer: nn.Module
     layers: tuple[LinearLayer, ...]
-    peaks: Tensor | None = None
-    """Largest magnitude per channel, shape (in,)."""
+    lows: Tensor | None = None
+    """Smallest value per channel, shape (in,)."""
+
+    highs: Tensor | None = None
+    """Largest value per channel, shape (in,)."""
 
     rows: Tensor | None = None
     """A sample of the rows seen, spread over the batches, shape (rows, in)."""
@@ -50,6 +53,18 @@ class SmoothingSite:
         layers = (linear_that_reads(reader, value) for reader in linear_readers(value))
         return cls(match, value, producer, tuple(layer for layer in layers if layer is not None))
 
+    @property
+    def peaks(self) -> Tensor:
+        """Returns the largest magnitude per channel, shape (in,)."""
+        lows, highs = self.extremes()
+        return torch.maximum(-lows, highs)
+
+    def extremes(self) -> tuple[Tensor, Tensor]:
+        """Returns the smallest and largest value per channel, shape (in,) each."""
+        assert self.lows is not None, "nothing was seen"
+        assert self.highs is not None, "nothing was seen"
+        return self.lows, self.highs
+
     def weights(self) -> list[Tensor]:
         """Returns the weights of the layers, shape (out, in) each."""
         return [
@@ -57,45 +72,57 @@ class SmoothingSite:
             for layer in self.layers
         ]
 
-    def apply(self, graph_module: GraphModule, factors: Tensor) -> None:
-        """Divides the tensor by the factors and multiplies the weights by them."""
+    def apply(self, graph_module: GraphModule, factors: Tensor) -> Node:
+        """Divides the tensor by the factors, the weights take them; returns what gives it now."""
         for layer in self.layers:
             per_input = factors[:, None] if isinstance(layer, TransposedLinear) else factors
             _replace(layer, "weight", layer.weight, layer.weight * per_input)
         if not isinstance(self.match.pattern, MoveOutliersIntoLinears):
-            _insert_product(graph_module, self.value, 1.0 / factors)
-            return
+            return _insert_product(graph_module, self.value, 1.0 / factors)
         for name in ("weight", "bias"):
             old = getattr(self.producer, name, None)
             if old is not None:
                 _replace(self.producer, name, old, old / factors)
+        return self.value
 
-    def take(self, seen: Iterable[tuple[Tensor | None, Tensor | None]]) -> None:
-        """Takes over what several processes saw: peaks and rows of each, in a fixed order.
+    def seen(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Returns lows, highs and rows, for ``take``."""
+        return self.lows, self.highs, self.rows
 
-        The peaks are those of all the data; the rows are a sample of it, as in one process.
+    def take(self, seen: Iterable[tuple[Tensor | None, Tensor | None, Tensor | None]]) -> None:
+        """Takes over what several processes saw, in a fixed order.
+
+        The extremes are those of all the data; the rows are a sample of it, as in one process.
         """
-        known = [(peaks, rows) for peaks, rows in seen if peaks is not None and rows is not None]
-        if not known:
+        known = list(seen)
+        lows = [low for low, _, _ in known if low is not None]
+        highs = [high for _, high, _ in known if high is not None]
+        rows = [sample for _, _, sample in known if sample is not None]
+        if not rows:
             return
-        self.peaks = torch.stack([peaks for peaks, _ in known]).amax(0)
-        rows = torch.cat([rows for _, rows in known])
-        self.rows = rows[:: max(1, len(rows) // _MOST_ROWS)][:_MOST_ROWS].clone()
+        self.lows, self.highs = torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+        every = torch.cat(rows)
+        self.rows = every[:: max(1, len(every) // _MOST_ROWS)][:_MOST_ROWS].clone()
 
     @contextmanager
-    def watching(self) -> Generator[None]:
-        """Collects peaks and rows while the model runs."""
+    def watching(self, producer: nn.Module | None = None) -> Generator[None]:
+        """Collects extremes and rows while the model runs.
+
+        Args:
+            producer: The module that gives the tensor in a copy of the graph that runs instead.
+        """
 
         def observe(module: nn.Module, args: object, output: Tensor) -> None:
             del module, args
             rows = output.detach().reshape(-1, output.shape[-1])
-            peaks = rows.abs().amax(0)
-            self.peaks = peaks if self.peaks is None else torch.maximum(self.peaks, peaks)
+            lows, highs = rows.amin(0), rows.amax(0)
+            self.lows = lows if self.lows is None else torch.minimum(self.lows, lows)
+            self.highs = highs if self.highs is None else torch.maximum(self.highs, highs)
             if self.batches % self.stride == 0:
                 self._sample(rows)
             self.batches += 1
 
-        handle = self.producer.register_forward_hook(observe)
+        handle = (producer or self.producer).register_forward_hook(observe)
         try:
             yield
         finally:
@@ -109,11 +136,26 @@ class SmoothingSite:
             self.stride *= 2
 
 
+@dataclass(frozen=True)
+class SmoothedTensor:
+    """What became of a site."""
+
+    site: SmoothingSite
+    factors: Tensor
+    """What each channel was divided by, shape (in,)."""
+
+    def extremes(self) -> Tensor:
+        """Returns the smallest and the largest value it takes after the division, shape (2,)."""
+        lows, highs = self.site.extremes()
+        inverse = 1.0 / self.factors
+        return torch.stack([(lows * inverse).amin(), (highs * inverse).amax()]).double().cpu()
+
+
 def _replace(module: nn.Module, name: str, old: Tensor, new: Tensor) -> None:
     setattr(module, name, nn.Parameter(new.detach().to(old.dtype), old.requires_grad))
 
 
-def _insert_product(graph_module: GraphModule, value: Node, factors: Tensor) -> None:
+def _insert_product(graph_module: GraphModule, value: Node, factors: Tensor) -> Node:
     """Makes the linear readers of ``value`` read its product with ``factors``."""
     workspace = Workspace(graph_module)
     readers = linear_readers(value)
@@ -132,3 +174,4 @@ def _insert_product(graph_module: GraphModule, value: Node, factors: Tensor) -> 
         node.meta["val"] = infer_value(node)
     for reader in readers:
         reader.args = (product, *reader.args[1:])
+    return product
