@@ -101,35 +101,68 @@ def test_torch_tensorrt_knows_every_setting(version: str) -> None:
     assert unknown_settings(["workspace_sise"], version) == ["workspace_sise"]
 
 
+def unknown_keywords(tree: ast.Module, version: str) -> list[str]:
+    """Returns the keywords of our calls that torch-tensorrt's functions do not name."""
+    ours, known = protocols(tree), torch_tensorrt(version)
+    given = {
+        "compile": keywords(ours["_Library"], "compile"),
+        "save": keywords(ours["_Save"], "__call__"),
+        "input": keywords(ours["_Input"], "__call__"),
+    }
+    return [name for call, names in given.items() for name in names if name not in known[call]]
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_torch_tensorrt_knows_the_keywords_of_its_functions(version: str) -> None:
-    ours, known = protocols(tree_of(torch_file)), torch_tensorrt(version)
+    ours = protocols(tree_of(torch_file))
 
-    given = keywords(ours["_Library"], "compile")
-    saving = keywords(ours["_Save"], "__call__")
-    inputs = keywords(ours["_Input"], "__call__")
-
-    assert given == ["arg_inputs", "kwarg_inputs", "device"]
-    assert set(given) <= set(known["compile"])
-    assert set(saving) == {"output_format", "retrace"} <= set(known["save"])
-    assert set(inputs) == {"min_shape", "opt_shape", "max_shape", "dtype"} <= set(known["input"])
+    assert keywords(ours["_Library"], "compile") == ["arg_inputs", "kwarg_inputs", "device"]
+    assert set(keywords(ours["_Save"], "__call__")) == {"output_format", "retrace"}
+    assert set(keywords(ours["_Input"], "__call__")) == {
+        "min_shape", "opt_shape", "max_shape", "dtype"
+    }  # fmt: skip
+    assert unknown_keywords(tree_of(torch_file), version) == []
 
 
-def test_polygraphy_knows_the_keywords_of_its_loaders() -> None:
-    known, ours = polygraphy(), protocols(tree_of(library_file))["Polygraphy"]
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("keyword", ["kwarg_inputs", "retrace", "opt_shape"])
+def test_one_keyword_misspelled_is_found(version: str, keyword: str) -> None:
+    source = Path(str(torch_file.__file__)).read_text()
+    misspelled = f"{keyword}_of"
+
+    found = unknown_keywords(ast.parse(source.replace(keyword, misspelled)), version)
+
+    assert found == [misspelled]
+
+
+def unknown_to_polygraphy(builder: ast.Module, library: ast.Module) -> list[str]:
+    """Returns the keywords that we give Polygraphy's loaders and that they do not name."""
+    known, ours = polygraphy(), protocols(library)["Polygraphy"]
     settings = [
         node.slice.value
-        for node in ast.walk(tree_of(builder_file))
+        for node in ast.walk(builder)
         if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "settings"
         if isinstance(node.slice, ast.Constant)
     ]
+    given = {
+        "CreateConfig": [*map(str, settings), "refittable", "profiles"],
+        "NetworkFromOnnxPath": ["path", *keywords(ours, "NetworkFromOnnxPath")],
+        "EngineBytesFromNetwork": ["network", "config"],
+        "Profile.add": ["name", "min", "opt", "max"],
+    }
+    return [name for call, names in given.items() for name in names if name not in known[call]]
 
-    assert settings == ["memory_pool_limits", "builder_optimization_level", "load_timing_cache"]
-    assert {*settings, "refittable", "profiles"} <= set(known["CreateConfig"])
-    assert keywords(ours, "NetworkFromOnnxPath") == ["strongly_typed"]
-    assert {"path", "strongly_typed"} <= set(known["NetworkFromOnnxPath"])
-    assert {"network", "config"} <= set(known["EngineBytesFromNetwork"])
-    assert {"name", "min", "opt", "max"} == set(known["Profile.add"])
+
+def test_polygraphy_knows_the_keywords_of_its_loaders() -> None:
+    builder, library = tree_of(builder_file), tree_of(library_file)
+    source = ast.unparse(builder)
+
+    assert '"memory_pool_limits"' in source.replace("'", '"')
+    assert unknown_to_polygraphy(builder, library) == []
+    assert set(polygraphy()["Profile.add"]) == {"name", "min", "opt", "max"}
+    for keyword in ("memory_pool_limits", "builder_optimization_level", "load_timing_cache"):
+        planted = ast.parse(source.replace(keyword, f"{keyword}_of"))
+        assert unknown_to_polygraphy(planted, library) == [f"{keyword}_of"]
 
 
 def test_the_bindings_have_every_name() -> None:
