@@ -37,6 +37,10 @@ class CalibrationError(QuantizationError):
     """Calibration saw no data, or data that no scale can be computed from."""
 
 
+class SearchError(QuantizationError):
+    """No choice of precisions keeps to the budget, or nothing can be chosen."""
+
+
 class LoweringError(EmbedlDeployError):
     """A graph could not be lowered."""
 

@@ -26,6 +26,7 @@ from embedl_deploy.passes.quantized_graph import quantized_graph, require_data
 from embedl_deploy.passes.skip_rules import named_rules
 from embedl_deploy.passes.training import QatConfig, QatTraining
 from embedl_deploy.passes.weight_rounding import round_weights
+from embedl_deploy.precision_search import LoweredLatency, search_precision
 from embedl_deploy.quantization import (
     CalibrationMethod,
     ModulesToSkip,
@@ -37,16 +38,20 @@ from embedl_deploy.quantization import (
     WeightFakeQuantize,
     WeightRounding,
 )
+from embedl_deploy.quantization.config_file import load_config, save_config
 from embedl_deploy.quantization.finding import QdqFinding
 from embedl_deploy.quantization.report import LayerQuality, QuantizationReport
+from embedl_deploy.quantization.search_result import PrecisionSearchResult
 from embedl_deploy.rewriting.backend import Backend
 from embedl_deploy.transformation import transform
 
 __all__ = [
     "CalibrationMethod",
     "LayerQuality",
+    "LoweredLatency",
     "ModulesToSkip",
     "Precision",
+    "PrecisionSearchResult",
     "QatConfig",
     "QatTraining",
     "QdqFinding",
@@ -63,10 +68,13 @@ __all__ = [
     "convert",
     "insert_qdq",
     "load_calibration_state",
+    "load_config",
     "prepare_qat",
     "quantization_report",
     "quantize",
     "round_weights",
+    "save_config",
+    "search_precision",
 ]
 
 _DEFAULT = QuantConfig()
