@@ -48,8 +48,8 @@ TOOLS: dict[str, Callable[[Subject], Outcome]] = {
 }
 
 _FOR_SMALL_NETS = ("accurate bias correction",)
-"""Takes a forward pass per layer and input, an hour on a random transformer; its documents advise
-it where the fast one loses accuracy, as it does on small convolutional nets."""
+"""Slow: it runs parts of the model again for every layer. Its documents advise it where the fast
+one loses accuracy, as it may on small nets."""
 
 
 def tools_for(row: str, tools: list[str]) -> list[str]:
