@@ -40,6 +40,10 @@ class OnnxRuntimeEngineConfig(EngineConfig):
     allow_simulated: bool = False
     """Whether quantized products may run as float arithmetic."""
 
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}")
+
 
 class _Input(Protocol):
     name: str

@@ -44,6 +44,8 @@ class OpenVINOEngineConfig(EngineConfig):
             raise ValueError(f"hint must be LATENCY or THROUGHPUT, got {self.hint!r}")
         if self.rest_dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"rest_dtype must be float32 or bfloat16, got {self.rest_dtype}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}")
 
 
 class OpenVINOEngine(FileEngine):

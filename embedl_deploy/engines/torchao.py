@@ -128,6 +128,7 @@ class TorchAOEngine(Engine):
 
     config_class = TorchAOEngineConfig
     config: TorchAOEngineConfig
+    libraries = ("torchao",)
 
     STATE_WEIGHTS: ClassVar[str] = "weights"
     """Key of a saved state: the quantized weights, as plain tensors and texts that name them."""

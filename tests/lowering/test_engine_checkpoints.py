@@ -80,10 +80,13 @@ def test_a_fresh_process_computes_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_a_fresh_process_loads_what_inductor_compiled(tmp_path: Path) -> None:
-    model = lowered_by("inductor")
+@pytest.mark.parametrize("engine", ["inductor", "torchao"])
+def test_a_fresh_process_computes_the_same_with_what_was_compiled(
+    engine: str, tmp_path: Path
+) -> None:
+    model = lowered_by(engine)
 
-    (output,) = in_fresh_process({"inductor": model}, tmp_path)
+    (output,) = in_fresh_process({engine: model}, tmp_path)
 
     assert torch.equal(output, model(IMAGE))
 
@@ -152,7 +155,7 @@ def test_an_engines_file_of_another_content_is_refused_by_the_engine(saved: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["eager", "onnxruntime", "openvino", "inductor"])
+@pytest.mark.parametrize("engine", ["eager", "onnxruntime", "openvino", "inductor", "torchao"])
 def test_four_threads_of_ten_thousand_calls_get_their_own_rows(engine: str) -> None:
     model = lowered_by(engine)
     images = [IMAGE + seed for seed in range(4)]
