@@ -82,10 +82,10 @@ TORCHAO = ("torchao int8dq, rest fp32", TorchAOEngineConfig(quantization="int8dq
 
 
 def cases(only: str) -> Iterator[EngineCase]:
-    """Yields the cases whose names hold every word of ``only``."""
+    """Yields the cases whose names hold every word of ``only``, the small batches first."""
     words = only.lower().split()
-    for model in MODELS:
-        for batch in BATCHES:
+    for batch in BATCHES:
+        for model in MODELS:
             for precision in model.precisions:
                 case = EngineCase(model, batch, precision)
                 if all(word in case.name.lower() for word in words):

@@ -1,14 +1,17 @@
 """Measures every engine of this machine on the same graphs, and the choice between them.
 
-    python -m benchmarks.engines [--only "resnet batch 1, int8"] [--seconds 60] [--output FILE]
+    python -m benchmarks.engines [--only "resnet batch 1, int8"] [--again] [--minutes 30]
+                                 [--seconds 20] [--output FILE]
 
-All candidates of a case run in one process, in rotating blocks of 20 calls. Results are merged
-into the JSON file case by case, each with the machine it was measured on.
+All candidates of a case run in one process, in rotating blocks of up to 20 calls. Each case is
+merged into the JSON file when it is done, with the machine it was measured on: a run that was
+stopped, or whose minutes are over, goes on where it ended.
 """
 
 import argparse
 import json
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,13 +30,14 @@ from embedl_deploy.cli.options import DEFAULT_BACKEND, quant_config
 from embedl_deploy.deployment import lower
 from embedl_deploy.engines import EngineConfig, InductorEngineConfig
 from embedl_deploy.errors import EmbedlDeployError
+from embedl_deploy.files import write_aside
 from embedl_deploy.graph.distance import relative_error
 from embedl_deploy.lowering import EngineChoice, LoweredModule
 from embedl_deploy.quantize import quantize
 from embedl_deploy.report.tables import timings_table
 from embedl_deploy.transformation import transform
 from embedl_deploy.tuning.machine import JsonValue, machine_info
-from embedl_deploy.tuning.measure import Timing, measure_in_rotation, timed
+from embedl_deploy.tuning.measure import BLOCK, BlockRunner, Timing, measure_in_rotation, timed
 
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 0.3
@@ -41,29 +45,52 @@ TOLERANCE = 0.3
 
 EAGER = "eager fp32"
 CHOSEN = 'choose="measure"'
-CALIBRATION_INPUTS = 16
+CALIBRATION_ROWS = 16
 TEST_INPUTS = 4
+ROUNDS = 4
+"""The fewest rounds of blocks; their order rotates."""
+
 ALLOWED_SLOWER = 1.03
 """How much slower than the best single engine the choice may be."""
 
 
 def main() -> None:
-    """Runs the cases asked for."""
+    """Runs the cases asked for that the file lacks."""
     arguments = _arguments()
     quiet_libraries()
-    screen = Screen(as_json=False)
-    for case in cases(arguments.only):
-        result = run_case(case, arguments.seconds, screen)
-        merge(arguments.output, case, result)
-    Console().print(f"written to {arguments.output}")
+    screen, console = Screen(as_json=False), Console()
+    output: Path = arguments.output
+    wanted = list(cases(arguments.only))
+    known = {} if arguments.again else read(output)
+    todo = [case for case in wanted if "failed" in known.get(case.name, {"failed": ""})]
+    end = time.monotonic() + 60 * arguments.minutes
+    for done, case in enumerate(todo):
+        if time.monotonic() > end:
+            console.print(f"{len(todo) - done} cases are left: run the same command again")
+            break
+        merge(output, case, _ran(case, arguments.seconds, screen))
+    console.print(f"written to {output}")
+
+
+def read(path: Path) -> dict[str, dict[str, JsonValue]]:
+    """Returns the cases in the file."""
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def merge(path: Path, case: EngineCase, result: dict[str, JsonValue]) -> None:
     """Puts one case into the file, beside what it holds."""
-    document: dict[str, JsonValue] = json.loads(path.read_text()) if path.exists() else {}
-    document[case.name] = result
+    document = {**read(path), case.name: result}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    write_aside(path, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def _ran(case: EngineCase, seconds: float, screen: Screen) -> dict[str, JsonValue]:
+    """Returns a case's result, or what stopped it: the other cases go on."""
+    try:
+        return run_case(case, seconds, screen)
+    except (EmbedlDeployError, RuntimeError) as error:
+        Console().print(f"{case.name} failed: {error}")
+        return {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
 
 
 def run_case(case: EngineCase, seconds: float, screen: Screen) -> dict[str, JsonValue]:
@@ -93,12 +120,16 @@ def run_case(case: EngineCase, seconds: float, screen: Screen) -> dict[str, Json
             )
     calls = {EAGER: eager(loaded.model), **built, CHOSEN: chosen}
     runners = {n: timed(on_inputs(c, loaded.args, loaded.kwargs)) for n, c in calls.items()}
-    with screen.step(f"{case.name}: measuring in rotating blocks of 20"):
-        timings = measure_in_rotation(runners, max_rounds=12, budget_s=seconds)
+    block = block_for(runners, seconds)
+    with screen.step(f"{case.name}: measuring in rotating blocks of {block}"):
+        timings = measure_in_rotation(
+            runners, block=block, min_rounds=ROUNDS, max_rounds=12, budget_s=seconds
+        )
     screen.show(timings_table(timings, EAGER, case.name))
     return {
         "machine": machine_info(),
         "seconds_of_measuring": seconds,
+        "calls_per_block": block,
         "engines": {
             name: facts(loaded, timings, name, call)
             for name, call in {EAGER: calls[EAGER], **built}.items()
@@ -106,6 +137,12 @@ def run_case(case: EngineCase, seconds: float, screen: Screen) -> dict[str, Json
         "not run": failures,
         CHOSEN: {**facts(loaded, timings, CHOSEN, chosen), **verdict(case, timings, chosen)},
     }
+
+
+def block_for(runners: Mapping[str, BlockRunner], seconds: float) -> int:
+    """Returns how many calls in a row, up to 20, let the fewest rounds fit into the time."""
+    once = sum(min(run(3)) for run in runners.values())
+    return max(3, min(BLOCK, int(seconds / (ROUNDS * once))))
 
 
 def batched(loaded: LoadedModel, batch: int) -> LoadedModel:
@@ -127,7 +164,7 @@ def graphs(loaded: LoadedModel, case: EngineCase) -> tuple[GraphModule, GraphMod
     plain = transform(model, args, kwargs, backend=DEFAULT_BACKEND).model
     if case.precision != "int8":
         return plain, plain
-    inputs = list(loaded.random_inputs(CALIBRATION_INPUTS))
+    inputs = list(loaded.random_inputs(max(2, CALIBRATION_ROWS // case.batch)))
 
     def calibrate(traced: Callable[..., object]) -> None:
         for own_args, own_kwargs in inputs:
@@ -245,7 +282,9 @@ def mean_error(loaded: LoadedModel, call: Callable[..., object]) -> float:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="words of a case's name")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of measuring per case")
+    parser.add_argument("--again", action="store_true", help="also cases that the file holds")
+    parser.add_argument("--minutes", type=float, default=30.0, help="after which no case starts")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of measuring per case")
     parser.add_argument("--output", type=Path, default=RESULTS / "engines.json")
     return parser.parse_args()
 
