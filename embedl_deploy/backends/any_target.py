@@ -1,4 +1,4 @@
-"""The conversions that help every target."""
+"""What every target has in common: conversions that help it, and what it runs in float."""
 
 from embedl_deploy.patterns.conversion import (
     DecomposeAttention,
@@ -18,6 +18,7 @@ from embedl_deploy.patterns.recomposition import (
     RecomposeQuickGelu,
     RecomposeSilu,
 )
+from embedl_deploy.quantization.placement import Decision
 
 ANY_TARGET_CONVERSIONS = (
     RemoveAssert,
@@ -35,3 +36,19 @@ ANY_TARGET_CONVERSIONS = (
     RecomposeAttention,
     DecomposeAttention,
 )
+
+FLOAT_OPS = {
+    "softmax-input": Decision(
+        quantized=False,
+        reason="softmax is computed in float: rounding what it reads would only lose precision",
+    ),
+    "norm-input": Decision(
+        quantized=False,
+        reason="norms are computed in float: rounding what they read would only lose precision",
+    ),
+    "embedding": Decision(
+        quantized=False,
+        reason="rows are looked up, not multiplied: no kernel would run in low precision",
+    ),
+}
+"""What no target at hand has a low-precision kernel for."""

@@ -2,7 +2,7 @@
 
 import torch
 
-from embedl_deploy.backends.any_target import ANY_TARGET_CONVERSIONS
+from embedl_deploy.backends.any_target import ANY_TARGET_CONVERSIONS, FLOAT_OPS
 from embedl_deploy.patterns.fusion import (
     FuseAttention,
     FuseConvActivation,
@@ -49,6 +49,38 @@ INDUCTOR = Backend(
     placement=Placement(
         activation_dtype=torch.uint8,
         decisions={
+            **FLOAT_OPS,
+            "first-layer": Decision(
+                quantized=True,
+                reason="oneDNN's int8 kernels take any number of channels, and a stem is a large "
+                "part of a small network",
+            ),
+            "last-layer": Decision(
+                quantized=True,
+                reason="its output stays in float, so that only its operands are rounded; its "
+                "share in the error is in quantization_report",
+            ),
+            "depthwise-conv": Decision(
+                quantized=True,
+                reason="oneDNN has int8 kernels for it: float would break a chain of int8 layers",
+            ),
+            "head-1x1": Decision(
+                quantized=True,
+                reason="it is a linear layer, and those run in int8 at one row as well",
+            ),
+            "product-with-a-dimension-of-1": Decision(
+                quantized=True,
+                reason="reading its weight takes most of its time, and int8 is a quarter of it",
+            ),
+            "bare-add": Decision(
+                quantized=False,
+                reason="Inductor has no int8 kernel for sums: it fuses them with their neighbours",
+            ),
+            "share-through-concat": Decision(
+                quantized=False,
+                reason="one scale for all its operands would be the coarsest of theirs, for each "
+                "reader",
+            ),
             QuantizeResidual.name: Decision(
                 quantized=True,
                 reason="no other kernel reads the skip connection in int8, and a quantizer for the "

@@ -2,7 +2,7 @@
 
 import torch
 
-from embedl_deploy.backends.any_target import ANY_TARGET_CONVERSIONS
+from embedl_deploy.backends.any_target import ANY_TARGET_CONVERSIONS, FLOAT_OPS
 from embedl_deploy.patterns.conversion import ReplaceFlattenLinearWithConv1x1
 from embedl_deploy.patterns.fusion import (
     FuseAttention,
@@ -55,6 +55,33 @@ TENSORRT = Backend(
         activation_precisions=(Precision.INT8, Precision.FP8_E4M3),
         weight_precisions=(Precision.INT8, Precision.FP8_E4M3, Precision.INT4),
         decisions={
+            **FLOAT_OPS,
+            "first-layer": Decision(
+                quantized=True, reason="TensorRT has int8 kernels for convolutions of images"
+            ),
+            "last-layer": Decision(
+                quantized=True, reason="its output stays in float: only its operands are rounded"
+            ),
+            "depthwise-conv": Decision(
+                quantized=True, reason="TensorRT has int8 kernels for grouped convolutions"
+            ),
+            "head-1x1": Decision(quantized=True, reason="it runs as the matrix product it is"),
+            "product-with-a-dimension-of-1": Decision(
+                quantized=True,
+                reason="no measurement on the target says that float is faster there",
+            ),
+            "bare-add": Decision(
+                quantized=False, reason="TensorRT fuses sums with their neighbours in float"
+            ),
+            "share-through-concat": Decision(
+                quantized=False,
+                reason="one scale for all its operands would be the coarsest of theirs, for each "
+                "reader",
+            ),
+            QuantizeResidual.name: Decision(
+                quantized=True,
+                reason="the kernel of the convolution adds the residual, and reads it in int8",
+            ),
             QuantizeAttentionProducts.name: Decision(
                 quantized=False,
                 reason="TensorRT's fused attention kernel takes float operands; quantizers "

@@ -16,6 +16,7 @@ from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.modules.fused_conv import FusedConv, fused_conv
 from embedl_deploy.modules.fused_linear import FusedLinear, fused_linear
 from embedl_deploy.modules.kinds import CONVOLUTIONS, LINEARS
+from embedl_deploy.passes.placement_decisions import decision_notes, layer_decisions
 from embedl_deploy.passes.points import WEIGHT, Point, is_float_tensor, points_of
 from embedl_deploy.passes.skip_rules import SkipRules
 from embedl_deploy.quantization.config import QuantConfig, TensorQuantConfig
@@ -49,13 +50,14 @@ def insert_quantizers(
     began = time.perf_counter()
     insertion = _Insertion(graph_module, config, placement)
     insertion.quantize_all(matches)
+    decided = decision_notes(graph_module, insertion.layers, matches, placement)
     unmet = insertion.skip.unmet(("stub", "weight"))
     return PassRecord(
         "quantization",
         tuple(insertion.applied),
         tuple(insertion.refused),
         time.perf_counter() - began,
-        notes=(*insertion.notes, *unmet),
+        notes=(*insertion.notes, *decided, *unmet),
     )
 
 
@@ -81,6 +83,7 @@ class _Insertion:
         self.activation, self.notes = _accepted_activation(config.activation, placement)
         self.stubs: dict[Node, Node] = {}
         self.wrappers: dict[int, WeightedFused] = {}
+        self.layers = layer_decisions(graph_module)
         self.applied: list[SiteRecord] = []
         self.refused: list[SiteRecord] = []
 
@@ -108,8 +111,9 @@ class _Insertion:
             return "vetoed in the plan"
         if match.refusal is not None:
             return str(match.refusal)
-        decision = self.placement.decision(match.pattern.name)
-        return None if decision.quantized else decision.reason
+        names = (match.pattern.name, *self.layers.get(match.root, ()))
+        decisions = [self.placement.decision(name) for name in names]
+        return next((decision.reason for decision in decisions if not decision.quantized), None)
 
     def _only_shares(self, match: PatternMatch) -> bool:
         return self.placement.decision(match.pattern.name).only_if_shared

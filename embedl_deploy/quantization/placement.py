@@ -8,10 +8,33 @@ import torch
 
 from embedl_deploy.quantization.precision import Precision
 
+LAYER_DECISIONS = {
+    "first-layer": "layers with a weight that no other one stands before",
+    "last-layer": "layers with a weight that no other one stands behind",
+    "depthwise-conv": "convolutions with one input channel per group",
+    "head-1x1": "1×1 convolutions of images of one pixel",
+    "product-with-a-dimension-of-1": "linear layers of one row, one input or one output",
+}
+"""Decisions about layers with a weight. One that says float leaves the layer in float."""
+
+OTHER_DECISIONS = {
+    "quantize-residual": "the residual that the kernel of a convolution adds",
+    "bare-add": "sums that no kernel of a convolution takes in",
+    "share-through-concat": "concatenation",
+    "quantize-attention-products": "the two products of attention",
+    "softmax-input": "the input of softmax outside of fused attention",
+    "norm-input": "the input of norms that no convolution takes in",
+    "embedding": "the rows of embeddings",
+}
+"""Decisions about everything else that other tools treat each in their own way."""
+
+NAMED_DECISIONS = {**LAYER_DECISIONS, **OTHER_DECISIONS}
+"""What every backend's table decides by name, and what each name stands for."""
+
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a target quantizes the operands that one pattern names, and why."""
+    """Whether a target quantizes the operands that one name stands for, and why."""
 
     quantized: bool
     reason: str
@@ -32,8 +55,8 @@ class Placement:
     activation_precisions: tuple[Precision, ...] = (Precision.INT8,)
     weight_precisions: tuple[Precision, ...] = (Precision.INT8,)
     decisions: Mapping[str, Decision] = field(default_factory=lambda: MappingProxyType({}))
-    """By the name of a quantized pattern, or ``share-through-reshape``, ``share-through-max-pool``
-    and ``share-through-concat``. One that is not named is applied, except for concatenation."""
+    """By one of ``NAMED_DECISIONS``, the name of a quantized pattern, ``share-through-reshape`` or
+    ``share-through-max-pool``. One that is not named is applied, except for concatenation."""
 
     def __post_init__(self) -> None:
         if self.activation_dtype not in (torch.int8, torch.uint8):
@@ -43,10 +66,10 @@ class Placement:
         if self.symmetric_activations and self.activation_dtype is torch.uint8:
             raise ValueError("symmetric activations need a signed dtype, got torch.uint8")
 
-    def decision(self, pattern: str) -> Decision:
-        """Returns the table's word on the operands that a pattern names."""
-        known = _CONCAT if pattern == "share-through-concat" else _RUNS
-        return self.decisions.get(pattern, known)
+    def decision(self, name: str) -> Decision:
+        """Returns the table's word on the operands that a pattern or a decision names."""
+        known = _CONCAT if name == "share-through-concat" else _RUNS
+        return self.decisions.get(name, known)
 
 
 _RUNS = Decision(quantized=True, reason="the target runs it")
