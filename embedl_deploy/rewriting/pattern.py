@@ -13,6 +13,7 @@ from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import Target
 from embedl_deploy.rewriting.found import Found
 from embedl_deploy.rewriting.match import PatternMatch
+from embedl_deploy.rewriting.match_guard import MatchGuard
 from embedl_deploy.rewriting.matchable import require_captured, require_matchable
 from embedl_deploy.rewriting.phase import Phase
 from embedl_deploy.rewriting.refusal import Refusal
@@ -102,7 +103,13 @@ class Pattern(ABC):
         refusal = also_used(match)
         if refusal is not None:
             return refusal
-        answer = cast("object", self.check(match))
+        guard = MatchGuard(match, "check")
+        try:
+            answer = cast("object", self.check(match))
+        finally:
+            changed = guard.objection()
+        if changed is not None:
+            return changed
         if answer is None or isinstance(answer, Refusal):
             return answer
         raise PatternError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from embedl_deploy.errors import PatternError, VerificationError
+from embedl_deploy.errors import VerificationError
 from embedl_deploy.graph.provenance import (
     Rewrite,
     name_made,
@@ -16,10 +16,10 @@ from embedl_deploy.graph.provenance import (
 )
 from embedl_deploy.rewriting.edit import Edit
 from embedl_deploy.rewriting.match import PatternMatch
+from embedl_deploy.rewriting.match_guard import MatchGuard, erased_by_hand
 from embedl_deploy.rewriting.refusal import Refusal
 from embedl_deploy.rewriting.replacement import objection_to, outside_readers
 from embedl_deploy.rewriting.telling import told
-from embedl_deploy.rewriting.tensor_guard import TensorGuard
 from embedl_deploy.rewriting.verify import Check
 from embedl_deploy.rewriting.workspace import Workspace
 
@@ -60,22 +60,22 @@ def apply_match(
         return late
     edit.move_up(late)
     size = len(match.root.graph.nodes)
-    guard = TensorGuard(match, keeps=verify is not None)
+    guard = MatchGuard(match, "replace", always=verify is not None)
+    outputs = _build(match, edit)
+    refusal = guard.objection() or (outputs if isinstance(outputs, Refusal) else None)
     try:
-        outputs = _build(match, edit)
-        if isinstance(outputs, Refusal):
-            refusal = guard.objection() or outputs
-        else:
-            refusal = guard.objection() or objection_to(match, edit, outputs, size)
+        if refusal is None:
+            assert not isinstance(outputs, Refusal)
+            refusal = objection_to(match, edit, outputs, size)
             if refusal is None and verify is not None:
                 refusal = verify(match, tuple(edit.nodes), outputs)
-    except (VerificationError, PatternError):
+    except VerificationError:
         edit.undo()
         raise
     if refusal is not None:
         edit.undo()
         if len(match.root.graph.nodes) != size:
-            raise _erased_by_hand(match)
+            raise erased_by_hand(match, "replace")
         return refusal
     assert not isinstance(outputs, Refusal)
     return _wire(workspace, match, edit, outputs)
@@ -122,14 +122,6 @@ def _late_inputs(match: PatternMatch, before: Node) -> tuple[Node, ...] | Refusa
     return tuple(sorted(late))
 
 
-def _erased_by_hand(match: PatternMatch) -> PatternError:
-    return PatternError(
-        f"{match.pattern.name} erased nodes itself in replace() at %{match.root.name}, past the "
-        "engine, which cannot take that back: build with match.call_module, match.call_function "
-        "and match.get_attr, and leave erasing to the engine"
-    )
-
-
 def _wire(
     workspace: Workspace, match: PatternMatch, edit: Edit, outputs: dict[Node, Node]
 ) -> Applied:
@@ -153,7 +145,7 @@ def erase_dead(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
     Returns:
         The erased nodes.
     """
-    pending = sorted(nodes)
+    pending, listed = sorted(nodes), set(nodes)
     erased: list[Node] = []
     while pending:
         node = pending.pop()
@@ -162,5 +154,6 @@ def erase_dead(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
         reads = node.all_input_nodes
         node.graph.erase_node(node)
         erased.append(node)
-        pending += [read for read in reads if not read.users and not read.is_impure()]
+        unread = [read for read in reads if not read.users and read not in listed]
+        pending += [read for read in unread if not read.is_impure()]
     return tuple(erased)

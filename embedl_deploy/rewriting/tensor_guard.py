@@ -9,10 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import module_of, parts_of
 from embedl_deploy.rewriting.match import PatternMatch
-from embedl_deploy.rewriting.refusal import Refusal
 
 T = TypeVar("T")
 
@@ -23,41 +21,23 @@ class TensorGuard:
     """The layers of a match and their parameters, as they are before it is rewritten.
 
     They are the user's own: the rewritten graph shares them with the model it came from.
-
-    Args:
-        match: The match.
-        keeps: Whether to keep copies, so that a change can be taken back.
     """
 
-    def __init__(self, match: PatternMatch, *, keeps: bool) -> None:
-        self.match = match
+    def __init__(self, match: PatternMatch) -> None:
         self.layers = [_KeptLayer(path, layer) for path, layer in _layers_of(match)]
         self.tensors = [
-            _Kept(f"{kept.path}.{name}", tensor, keeps=keeps)
+            _Kept(f"{kept.path}.{name}", tensor)
             for kept in self.layers
             for name, tensor in kept.tensors()
         ]
 
-    def objection(self) -> Refusal | None:
-        """Returns a refusal if a layer or a tensor was changed; it is as it was then.
-
-        Raises:
-            PatternError: A tensor was changed, and no copy of it was kept.
-        """
+    def changed(self) -> tuple[str, ...]:
+        """Returns what of the layers and tensors was changed; all is as it was then."""
         rebound = [name for kept in self.layers for name in kept.restore()]
         changed = [kept for kept in self.tensors if kept.is_changed()]
-        if not changed and not rebound:
-            return None
-        names = " and ".join(dict.fromkeys((*rebound, *(kept.name for kept in changed))))
-        reason = (
-            f"replace() changed {names} in place, which the "
-            "user's model shares: make a new module, or a parameter with match.get_attr"
-        )
-        if any(kept.copy is None for kept in changed):
-            raise PatternError(f"{self.match.pattern.name} at %{self.match.root.name}: {reason}")
         for kept in changed:
             kept.restore()
-        return Refusal(reason, self.match.root)
+        return tuple(dict.fromkeys((*rebound, *(kept.name for kept in changed))))
 
 
 class _KeptLayer:
@@ -92,25 +72,20 @@ class _KeptLayer:
 class _Kept:
     """A tensor and how it was."""
 
-    def __init__(self, name: str, tensor: Tensor, *, keeps: bool) -> None:
+    def __init__(self, name: str, tensor: Tensor) -> None:
         self.name = name
         self.tensor = tensor
-        self.version = self._version_now()
-        self.copy = tensor.detach().clone() if keeps else None
+        self.copy = tensor.detach().clone()
 
     def is_changed(self) -> bool:
-        if self.copy is None:
-            return self._version_now() != self.version
-        # An edit through `.data` leaves the version as it was.
+        # Its version would not tell: an edit through `.data` leaves that as it was.
+        if torch.equal(self.tensor, self.copy):
+            return False
         return not torch.equal(self.tensor.nan_to_num(), self.copy.nan_to_num())
 
     def restore(self) -> None:
-        if self.copy is not None:
-            with torch.no_grad():
-                self.tensor.copy_(self.copy)
-
-    def _version_now(self) -> int:
-        return 0 if self.tensor.is_inference() else self.tensor._version
+        with torch.no_grad():
+            self.tensor.copy_(self.copy)
 
 
 def _put_back(table: MutableMapping[str, T], before: Mapping[str, T]) -> list[str]:

@@ -4,7 +4,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import cast
 
 from torch import Tensor, nn
@@ -65,6 +65,8 @@ class Workspace:
         self.index = CandidateIndex(graph_module)
         self.values: dict[object, object] = {}
         self.containers: set[str] = set()
+        self._counts: dict[str, int] = {}
+        """The last number tried behind each wished path."""
 
     @cached_property
     def paths(self) -> dict[int, str]:
@@ -129,6 +131,7 @@ class Workspace:
         owner = module_at(self.graph_module, parent) if parent else self.graph_module
         if owner is None:
             return
+        self._counts.clear()
         module = owner._modules.pop(name, None)
         tensor = owner._parameters.pop(name, None) if name in owner._parameters else None
         if name in owner._buffers:
@@ -153,15 +156,14 @@ class Workspace:
 
     def _free_path(self, owner: str, name: str) -> str:
         container = module_at(self.graph_module, owner) if owner else self.graph_module
-        prefix = f"{owner}." if owner else ""
-        if container is None:
-            return f"{prefix}{name}"
-        taken = (*container._modules, *container._parameters, *container._buffers)
-        candidate, count = name, 0
-        while candidate in taken or hasattr(container, candidate):
+        wished = f"{owner}.{name}" if owner else name
+        if container is None or not hasattr(container, name):
+            return wished
+        count = self._counts.get(wished, 0) + 1
+        while hasattr(container, f"{name}_{count}"):
             count += 1
-            candidate = f"{name}_{count}"
-        return f"{prefix}{candidate}"
+        self._counts[wished] = count
+        return f"{wished}_{count}"
 
 
 def named_modules(
@@ -177,6 +179,7 @@ def _is_empty(container: nn.Module) -> bool:
     return not (container._modules or container._parameters or container._buffers)
 
 
+@lru_cache(maxsize=1024)
 def snake(name: str) -> str:
     """Returns ``FusedConvBNReLU`` as ``fused_conv_bn_relu``."""
     parts = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)

@@ -233,6 +233,90 @@ def test_erasing_by_hand_is_an_error_that_names_the_pattern() -> None:
         apply_patterns(linear_relu(), [replace_linear_relu(erase)])
 
 
+def test_erasing_the_root_after_building_is_the_same_error() -> None:
+    def erase(match: PatternMatch) -> Node:
+        made = match.call_module(nn.SiLU(), *match.inputs)
+        match.root.replace_all_uses_with(made)
+        match.root.graph.erase_node(match.root)
+        return made
+
+    with pytest.raises(PatternError, match=r"rule erased nodes itself in replace\(\) at %_1"):
+        apply_patterns(linear_relu(), [replace_linear_relu(erase)])
+
+
+def rewire(match: PatternMatch) -> None:
+    match.root.args = match["linear"].args
+
+
+def rewire_reader(match: PatternMatch) -> None:
+    match.root.replace_all_uses_with(match["linear"])
+
+
+def other_target(match: PatternMatch) -> None:
+    match.root.target = match["linear"].target
+
+
+CHANGES = [rewire, rewire_reader, other_target]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("then", ["raises", "returns"])
+def test_a_replace_that_changes_the_graph_is_taken_back(
+    change: Callable[[PatternMatch], None], then: str
+) -> None:
+    def build(match: PatternMatch) -> Node:
+        change(match)
+        if then == "raises":
+            raise ValueError("oops")
+        return match.call_module(nn.SiLU(), *match.inputs)
+
+    graph_module = linear_relu()
+    before, expected = state(graph_module), graph_module(ROW)
+
+    record = apply_patterns(graph_module, [replace_linear_relu(build)])
+
+    graph_module.recompile()
+    assert "replace() changed the graph itself" in (record.refused[0].reason or "")
+    assert state(graph_module) == before
+    assert torch.equal(graph_module(ROW), expected)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("answer", [None, Refusal("no")])
+def test_a_check_that_changes_the_graph_is_taken_back(
+    change: Callable[[PatternMatch], None], answer: Refusal | None
+) -> None:
+    def check(_: Pattern, match: PatternMatch) -> Refusal | None:
+        change(match)
+        return answer
+
+    rule = replace_linear_relu(lambda match: match.call_module(nn.SiLU(), *match.inputs))
+    setattr(type(rule), "check", check)  # noqa: B010  # past the type checker
+    graph_module = linear_relu()
+    before = state(graph_module)
+
+    record = apply_patterns(graph_module, [rule])
+
+    assert "check() changed the graph itself" in (record.refused[0].reason or "")
+    assert state(graph_module) == before
+
+
+def test_a_check_that_changes_a_layer_is_taken_back() -> None:
+    def check(_: Pattern, match: PatternMatch) -> Refusal | None:
+        match.module("linear", nn.Linear).bias = None
+        raise ValueError("oops")
+
+    rule = replace_linear_relu(lambda match: match.call_module(nn.SiLU(), *match.inputs))
+    setattr(type(rule), "check", check)  # noqa: B010  # past the type checker
+    graph_module = linear_relu()
+    expected = graph_module(ROW)
+
+    record = apply_patterns(graph_module, [rule])
+
+    assert "raised ValueError: oops" in (record.refused[0].reason or "")
+    assert torch.equal(graph_module(ROW), expected)
+
+
 def test_patterns_that_cannot_match_are_refused_at_once() -> None:
     class NoTree(Pattern):
         phase = Phase.FUSION
