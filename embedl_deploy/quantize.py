@@ -244,28 +244,6 @@ def quantization_report(model: GraphModule, data: ForwardLoop) -> QuantizationRe
     return quality_of(model, data)
 
 
-def _kept(forward_loop: ForwardLoop, config: QuantConfig) -> ForwardLoop:
-    """Returns data that can be gone through as often as ``config`` needs."""
-    if isinstance(forward_loop, Iterator) and not has_exact_ranges(config):
-        return list(cast("Iterator[object]", forward_loop))
-    return forward_loop
-
-
-def _require_data(config: QuantConfig, forward_loop: ForwardLoop | None) -> None:
-    if forward_loop is not None:
-        return
-    if config.activation is not None:
-        raise CalibrationError(
-            "static activation scales need data, got forward_loop=None: pass a callable that runs "
-            "the model or an iterable of inputs, or set QuantConfig(activation=None)"
-        )
-    if config.weight_rounding is not WeightRounding.NEAREST:
-        raise CalibrationError(
-            f"weight_rounding={config.weight_rounding.name} needs data, got forward_loop=None: "
-            "pass a callable that runs the model or an iterable of inputs, or round to NEAREST"
-        )
-
-
 def _backend_for(model: object, backend: str | Backend | None) -> Backend:
     recorded = None
     if isinstance(model, GraphModule) and has_record(model):

@@ -9,14 +9,14 @@ from embedl_deploy.errors import CalibrationError
 from embedl_deploy.passes.calibration import ForwardLoop, Progress, calibrate_model
 from embedl_deploy.passes.qdq_check import check_record
 from embedl_deploy.passes.quantization import (
-    find_matches,
     fix_weight_scales,
     quantize_graph,
     report_stages,
 )
-from embedl_deploy.passes.smoothing import smooth_graph
+from embedl_deploy.passes.single_pass import smooth_and_calibrate
+from embedl_deploy.passes.weight_rounding import round_weights
 from embedl_deploy.quantization.config import QuantConfig
-from embedl_deploy.rewriting import PassRecord
+from embedl_deploy.quantization.precision import WeightRounding
 from embedl_deploy.rewriting.backend import Backend
 
 
@@ -26,10 +26,17 @@ def require_data(config: QuantConfig, forward_loop: ForwardLoop | None) -> None:
     Raises:
         CalibrationError: There is none.
     """
-    if config.activation is not None and forward_loop is None:
+    if forward_loop is not None:
+        return
+    if config.activation is not None:
         raise CalibrationError(
             "static activation scales need data, got forward_loop=None: pass a callable that runs "
             "the model or an iterable of inputs, or set QuantConfig(activation=None)"
+        )
+    if config.weight_rounding is not WeightRounding.NEAREST:
+        raise CalibrationError(
+            f"weight_rounding={config.weight_rounding.name} needs data, got forward_loop=None: "
+            "pass a callable that runs the model or an iterable of inputs, or round to NEAREST"
         )
 
 
@@ -55,19 +62,24 @@ def quantized_graph(
     Raises:
         QuantizationError: The backend cannot run what ``config`` asks for, or the data is no use.
     """
-    smoothed: tuple[PassRecord, ...] = ()
+    rounds = config.weight is not None and config.weight_rounding is not WeightRounding.NEAREST
+    if rounds and isinstance(forward_loop, Iterator):
+        forward_loop = list(cast("Iterator[object]", forward_loop))  # gone through several times
     if config.smooth is not None and forward_loop is not None:
-        if isinstance(forward_loop, Iterator):
-            forward_loop = list(cast("Iterator[object]", forward_loop))  # gone through twice
-        sites = find_matches(graph, backend.smooth_patterns)
-        smoothed = (smooth_graph(graph, sites, config, forward_loop),)
-    inserted = quantize_graph(graph, None, config, backend)
-    graph.recompile()
-    calibrated = calibrate_model(
-        graph, forward_loop, corrects_biases=config.bias_correction, progress=progress
-    )
+        records = smooth_and_calibrate(graph, config, forward_loop, backend, progress)
+    else:
+        inserted = quantize_graph(graph, None, config, backend)
+        graph.recompile()
+        corrects = config.bias_correction
+        calibrated = calibrate_model(
+            graph, forward_loop, corrects_biases=corrects, progress=progress
+        )
+        records = (inserted, *calibrated)
+    if rounds and forward_loop is not None:
+        rounded = round_weights(graph, forward_loop, corrects_biases=config.bias_correction)
+        records = (*records, *rounded)
     if freeze_weights:
         fix_weight_scales(graph)
-    report_stages(graph, backend, (*smoothed, inserted, *calibrated))
+    report_stages(graph, backend, records)
     report_stages(graph, backend, (check_record(graph, backend),))
     return graph

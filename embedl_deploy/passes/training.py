@@ -16,6 +16,7 @@ from embedl_deploy.modules.fused_conv import FusedConv
 from embedl_deploy.modules.kinds import BATCH_NORMS
 from embedl_deploy.passes.quantization import fix_weight_scales
 from embedl_deploy.quantization.learned_step import LearnedStep
+from embedl_deploy.quantization.rounded_weight import RoundedWeight
 from embedl_deploy.quantization.stub import QuantStub, stubs_of
 from embedl_deploy.quantization.trainable import TrainableStub, TrainableWeight
 from embedl_deploy.quantization.weights import WeightFakeQuantize
@@ -51,6 +52,7 @@ class QatTraining:
     ``model`` is an ordinary module in training mode. Call ``step`` after each optimizer step and
     ``finish`` at the end. To go on after an interruption, save ``model.state_dict()``,
     ``state_dict()`` and the optimizer's; prepare the same quantized graph again, and load them.
+    Weights start at their nearest codes, however they were rounded before.
 
     Source: Krishnamoorthi 2018, section 3.2.2 (norms), https://arxiv.org/abs/1806.08342
     """
@@ -170,8 +172,10 @@ def _make_trainable(model: GraphModule, config: QatConfig) -> None:
     def trainable(parent: nn.Module, child: nn.Module) -> nn.Module:
         if isinstance(child, QuantStub):
             return TrainableStub(child, config.learned_steps)
-        if not isinstance(child, WeightFakeQuantize) or not config.learned_steps:
+        if not isinstance(child, WeightFakeQuantize):
             return child
+        if not config.learned_steps:
+            return child.plain() if isinstance(child, RoundedWeight) else child
         assert isinstance(parent, WeightedFused), "fused modules alone have weight quantizers"
         return TrainableWeight(child, parent.folded_weight_and_bias()[0].detach())
 

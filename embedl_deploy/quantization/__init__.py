@@ -3,7 +3,7 @@
 from embedl_deploy.quantization.config import QuantConfig, SmoothQuantConfig, TensorQuantConfig
 from embedl_deploy.quantization.grid import QuantGrid
 from embedl_deploy.quantization.placement import Decision, Placement
-from embedl_deploy.quantization.precision import CalibrationMethod, Precision
+from embedl_deploy.quantization.precision import CalibrationMethod, Precision, WeightRounding
 from embedl_deploy.quantization.skipping import ModulesToSkip
 from embedl_deploy.quantization.stub import QuantStub
 from embedl_deploy.quantization.weights import WeightFakeQuantize
@@ -20,4 +20,5 @@ __all__ = [
     "SmoothQuantConfig",
     "TensorQuantConfig",
     "WeightFakeQuantize",
+    "WeightRounding",
 ]

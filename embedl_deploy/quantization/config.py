@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from embedl_deploy.quantization.precision import CalibrationMethod, Precision
+from embedl_deploy.quantization.precision import CalibrationMethod, Precision, WeightRounding
 from embedl_deploy.quantization.skipping import ModulesToSkip
 
 _HISTOGRAM_METHODS = (
@@ -97,6 +97,9 @@ class QuantConfig:
     bias_correction: bool = True
     """Biases make up for what rounding the weights does to the mean output. Costs no pass of its
     own; lowers the squared error of small convolutional nets by a tenth to a third."""
+
+    weight_rounding: WeightRounding = WeightRounding.NEAREST
+    """GPTQ needs calibration data, also where activations stay in float."""
 
     def __post_init__(self) -> None:
         if self.activation is not None and self.activation.per_channel:

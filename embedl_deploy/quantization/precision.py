@@ -59,6 +59,17 @@ class CalibrationMethod(Enum):
     """The range with the least squared error, rounding every bin of the histogram for real."""
 
 
+class WeightRounding(Enum):
+    """How the codes of a weight are chosen, once its scale is."""
+
+    NEAREST = "nearest"
+    """Each value goes to the code next to it."""
+
+    GPTQ = "gptq"
+    """Codes are chosen together, so that their errors make up for one another on the calibration
+    data. Costs one more pass over it, and memory for each layer's inputs squared."""
+
+
 _FORMATS = {
     Precision.INT4: NumberFormat(4, -8, 7, torch.int8),
     Precision.INT8: NumberFormat(8, -128, 127, torch.int8),

@@ -1,0 +1,177 @@
+"""Rounds the weights of a calibrated graph by what that does to the outputs of their layers."""
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from embedl_deploy.errors import CalibrationError
+from embedl_deploy.modules.fused import WeightedFused
+from embedl_deploy.passes.bias_correction import correct_biases, forget_inputs, watching_inputs
+from embedl_deploy.passes.calibration import ForwardLoop, run_forward_loop
+from embedl_deploy.passes.layer_inputs import (
+    InputMoments,
+    as_weight,
+    input_columns,
+    unsupported,
+    weight_rows,
+)
+from embedl_deploy.passes.processes import exchanging
+from embedl_deploy.quantization.rounded_weight import RoundedWeight
+from embedl_deploy.quantization.weight_rounding import compensated_codes, output_error
+from embedl_deploy.quantization.weights import WeightFakeQuantize
+from embedl_deploy.rewriting import PassRecord
+
+_MOST_BYTES = 2**30
+"""Of moments kept at a time; layers beyond it wait for another pass over the data."""
+
+
+def round_weights(
+    model: nn.Module, forward_loop: ForwardLoop, *, corrects_biases: bool = True
+) -> tuple[PassRecord, ...]:
+    """Chooses the codes of every quantized weight together, with its scale as it is.
+
+    Layers are looked at with rounded inputs and float weights. Where biases are corrected, what
+    rounding does to the mean of an output does not count.
+
+    Args:
+        model: What ``calibrate`` returned; changed in place.
+        forward_loop: Gone through once for every GiB of moments, in² values per layer.
+        corrects_biases: Whether the bias corrections are computed for the new codes.
+
+    Raises:
+        CalibrationError: The loop never ran the model.
+    """
+    began = time.perf_counter()
+    layers, notes = _roundable(model)
+    for layer in layers:
+        layer.bias_correction = None  # it belongs to the codes of before
+    ratios: list[float] = []
+    for number, some in enumerate(_in_turn(layers)):
+        moments = _moments_of(model, some, forward_loop)
+        if number == 0 and all(moment.count == 0 for moment in moments):
+            raise CalibrationError(
+                "forward_loop never ran the model it was given: call the model on calibration "
+                "inputs, rounding saw no data"
+            )
+        for layer, moment in zip(some, moments, strict=True):
+            gram = moment.gram(centred=corrects_biases)
+            if gram is not None:
+                ratios.append(_round(layer, gram))
+    if ratios:
+        left = f"{sum(ratios) / len(ratios):.0%} of the squared error of the nearest codes left"
+        notes = [f"{len(ratios)} weights rounded, {left} on average", *notes]
+    record = PassRecord("weight rounding", seconds=time.perf_counter() - began, notes=tuple(notes))
+    if not corrects_biases:
+        return (record,)
+    with watching_inputs(model) as means, _in_float(model):
+        run_forward_loop(model, forward_loop)
+    correction = correct_biases(means)
+    forget_inputs(means)
+    return record, correction
+
+
+def _roundable(model: nn.Module) -> tuple[list[WeightedFused], list[str]]:
+    layers: list[WeightedFused] = []
+    notes: list[str] = []
+    for module in model.modules():
+        if not isinstance(module, WeightedFused):
+            continue
+        quantizer = module.weight_fake_quant
+        if not isinstance(quantizer, WeightFakeQuantize):
+            continue
+        reason = unsupported(module)
+        if quantizer.grid.is_float:
+            reason = "the steps between float8 codes are not even"
+        if reason is None:
+            layers.append(module)
+        else:
+            notes.append(f"{quantizer.site}: nearest codes, {reason}")
+    return layers, notes
+
+
+def _in_turn(layers: list[WeightedFused]) -> Iterator[list[WeightedFused]]:
+    """Yields the layers in lists whose moments fit into memory together."""
+    some: list[WeightedFused] = []
+    size = 0
+    for layer in layers:
+        rows = weight_rows(layer, layer.folded_weight_and_bias()[0])
+        needed = 8 * rows.shape[0] * rows.shape[2] ** 2
+        if some and size + needed > _MOST_BYTES:
+            yield some
+            some, size = [], 0
+        some.append(layer)
+        size += needed
+    if some:
+        yield some
+
+
+def _moments_of(
+    model: nn.Module, layers: list[WeightedFused], forward_loop: ForwardLoop
+) -> list[InputMoments]:
+    own = [InputMoments() for _ in layers]
+    with exchanging(lambda: own) as seen, _in_float(model), ExitStack() as stack:
+        for layer, moments in zip(layers, own, strict=True):
+            stack.callback(layer.register_forward_pre_hook(_adding_to(moments)).remove)
+        run_forward_loop(model, forward_loop)
+    if len(seen) == 1:
+        return own
+    merged = [InputMoments() for _ in layers]
+    for one in seen:
+        for moments, others in zip(merged, one, strict=True):
+            moments.merge(others)
+    return merged
+
+
+def _adding_to(moments: InputMoments) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, WeightedFused)
+        moments.add(input_columns(module, args[0]))
+
+    return add
+
+
+def _round(layer: WeightedFused, gram: Tensor) -> float:
+    """Gives ``layer`` its codes; returns the share of the nearest ones' squared error left."""
+    nearest = layer.weight_fake_quant
+    assert isinstance(nearest, WeightFakeQuantize)
+    if isinstance(nearest, RoundedWeight):
+        nearest = nearest.plain()
+    with torch.no_grad():
+        weight = layer.folded_weight_and_bias()[0].detach()
+        if not nearest.frozen:
+            nearest.freeze(weight)
+        rows = weight_rows(layer, weight)
+        scale = _row_scales(layer, nearest.scale, weight)
+        codes = compensated_codes(rows, scale, nearest.grid, gram)
+        before = weight_rows(layer, nearest.codes_of(weight)[0])
+        lost = [float(output_error(rows, scale, one, gram).sum()) for one in (codes, before)]
+        quantizer = RoundedWeight(nearest, weight, as_weight(layer, codes, weight.shape))
+    layer.weight_fake_quant = quantizer
+    return lost[0] / lost[1] if lost[1] > 0 else 1.0
+
+
+def _row_scales(layer: WeightedFused, scale: Tensor, weight: Tensor) -> Tensor:
+    """Returns one scale per row of ``weight_rows``, shape (groups, out / groups, 1)."""
+    count = weight.shape[layer.weight_axis]
+    groups = weight_rows(layer, weight).shape[0]
+    return scale.expand(count).reshape(groups, -1, 1)
+
+
+@contextmanager
+def _in_float(model: nn.Module) -> Generator[None]:
+    """Runs a model in eval mode with its weights in float, and gives back both."""
+    parts = model.modules()
+    weights = [part for part in parts if isinstance(part, WeightFakeQuantize) and part.quantizing]
+    was_training = model.training
+    model.train(False)
+    for weight in weights:
+        weight.quantizing = False
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.quantizing = True
+        model.train(was_training)

@@ -1,0 +1,53 @@
+"""A weight quantizer whose codes were chosen together, not each by itself."""
+
+import torch
+from torch import Tensor
+
+from embedl_deploy.quantization.fake_quantize import along
+from embedl_deploy.quantization.weights import WeightFakeQuantize
+
+
+class RoundedWeight(WeightFakeQuantize):
+    """Rounds to the nearest code plus an offset per value; the scale is a constant.
+
+    The float weight stays what it was, so that what rounding costs can still be measured.
+    """
+
+    code_offset: Tensor
+
+    def __init__(self, nearest: WeightFakeQuantize, weight: Tensor, codes: Tensor) -> None:
+        """Takes the frozen ``nearest``, the weight, and the codes to reach, int8, its shape."""
+        super().__init__(nearest.config, weight.shape, nearest.axis or 0, nearest.site)
+        self.to(weight.device)
+        self.scale.copy_(nearest.scale)
+        self.quantizing, self.frozen = nearest.quantizing, True
+        # Clamping comes after the offset, so that it counts from the unclamped code.
+        nearest_codes = torch.round(weight.detach().float() * (1.0 / self._broadcast(weight.dim())))
+        self.register_buffer("code_offset", (codes - nearest_codes).to(torch.int16))
+        self.train(nearest.training)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return super().forward(self._moved(weight) if self.quantizing else weight)
+
+    def codes_of(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return super().codes_of(self._moved(weight))
+
+    def freeze(self, weight: Tensor) -> None:
+        """Does nothing: the codes go with the scale that is there."""
+
+    def plain(self) -> WeightFakeQuantize:
+        """Returns a quantizer that rounds to the nearest code, with a scale that follows."""
+        shape = self.code_offset.shape
+        return WeightFakeQuantize(self.config, shape, self.axis or 0, self.site).to(
+            self.scale.device
+        )
+
+    def _moved(self, weight: Tensor) -> Tensor:
+        return weight + (self.code_offset * self._broadcast(weight.dim())).to(weight.dtype)
+
+    def _broadcast(self, dimensions: int) -> Tensor:
+        return self.scale if self.axis is None else along(self.axis, self.scale, dimensions)
+
+    def extra_repr(self) -> str:
+        moved = float((self.code_offset != 0).float().mean())
+        return f"{super().extra_repr()}, {moved:.0%} of the codes not the nearest"
