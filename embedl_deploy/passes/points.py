@@ -1,7 +1,8 @@
 """From the ``qdq_points`` of a pattern to the operands in the graph that they name."""
 
 import re
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,7 @@ WEIGHT = "weight"
 _POINT = re.compile(r"(?P<name>\w+)(?:\[(?P<index>\d+)\]|\.(?P<slot>\w+))?")
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """One operand that a quantizer belongs to."""
 
     node: Node
@@ -46,7 +46,7 @@ def points_of(match: PatternMatch) -> tuple[Point, ...]:
     """
     found: list[Point] = []
     for text in match.pattern.qdq_points:
-        parsed = _POINT.fullmatch(text)
+        parsed = _parsed(text)
         if parsed is None:
             raise PatternError(
                 f"{match.pattern.name}: a point is written 'name', 'name[1]', 'name.weight' or "
@@ -65,6 +65,11 @@ def is_float_tensor(node: Node) -> bool:
     """Tells whether ``node`` yields one floating-point tensor."""
     value = value_of(node)
     return isinstance(value, Tensor) and value.dtype in (torch.float32, torch.bfloat16, torch.half)
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> re.Match[str] | None:
+    return _POINT.fullmatch(text)
 
 
 def _points_at(match: PatternMatch, node: Node, parsed: re.Match[str]) -> list[Point]:

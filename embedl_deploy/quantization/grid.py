@@ -1,6 +1,7 @@
 """The codes a quantized tensor may take."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ class QuantGrid:
     symmetric: bool
 
     @classmethod
+    @lru_cache(maxsize=256)  # every stub asks for one, and there are few kinds
     def of(cls, config: TensorQuantConfig, dtype: torch.dtype | None = None) -> "QuantGrid":
         """Returns the grid that ``config`` asks for.
 

@@ -24,6 +24,12 @@ class QuantStub(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
+    # Class attributes until they are set: a graph has thousands of stubs, and each attribute that
+    # a module sets costs more than the stub's own code.
+    observing: bool = False
+    quantizing: bool = False
+    observer: Observer | None = None
+
     def __init__(
         self, config: TensorQuantConfig, dtype: torch.dtype | None = None, site: str = ""
     ) -> None:
@@ -33,9 +39,6 @@ class QuantStub(nn.Module):
         self.site = site
         """What the reader of a message knows the tensor by."""
 
-        self.observing = False
-        self.quantizing = False
-        self.observer: Observer | None = None
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("zero_point", torch.full((), self.grid.middle, dtype=torch.int32))
 

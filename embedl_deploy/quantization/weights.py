@@ -28,6 +28,10 @@ class WeightFakeQuantize(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
+    # Class attributes until they are set, as in ``QuantStub``.
+    quantizing: bool = True
+    frozen: bool = False
+
     def __init__(
         self, config: TensorQuantConfig, shape: torch.Size, axis: int = 0, site: str = ""
     ) -> None:
@@ -36,8 +40,6 @@ class WeightFakeQuantize(nn.Module):
         self.grid = QuantGrid.of(config)
         self.axis = axis if config.per_channel else None
         self.site = site
-        self.quantizing = True
-        self.frozen = False
         channels = () if self.axis is None else (shape[self.axis],)
         self.register_buffer("scale", torch.ones(channels))
         self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32))
