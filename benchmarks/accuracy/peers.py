@@ -44,6 +44,8 @@ def nncf_openvino(subject: Subject, *, fast_bias_correction: bool = True) -> Out
     with torch.no_grad():
         exported = torch.export.export(subject.model, subject.calibration[0])
         converted = openvino.convert_model(exported)
+    row = subject.calibration[0]
+    converted.reshape({index: list(tensor.shape) for index, tensor in enumerate(row)})
     quantized = nncf.quantize(
         converted,
         nncf.Dataset(subject.calibration, lambda row: [tensor.numpy() for tensor in row]),

@@ -2,26 +2,64 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
 
-from embedl_deploy.graph.integer_share import integer_products, integer_share
+from embedl_deploy.graph.integer_share import integer_products
+from embedl_deploy.graph.macs import macs_of
 
 _MOVES_DATA = frozenset(
     {"Convert", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Multiply", "Subtract", "Broadcast"}
 )
 """Between a product and the codes that it reads; the two in the middle undo a scale and a zero."""
 
+_MOVES = frozenset(
+    {"view", "reshape", "flatten", "permute", "transpose", "expand", "unsqueeze", "squeeze"}
+)
+_SCALES = (torch.ops.aten.mul.Tensor, torch.ops.aten.sub.Tensor)
+
 _SPATIAL = frozenset({"Convolution", "GroupConvolution"})
 
 
 def torch_share(quantized: nn.Module, example: tuple[Tensor, ...]) -> float:
-    """Returns the share of a model that spells int8 as ``quantized_decomposed`` ops."""
+    """Returns the share of a model that spells int8 as ``quantized_decomposed`` ops.
+
+    nncf spells weights as int8 constants times a scale, less a zero point.
+    """
     with torch.no_grad():
-        return integer_share(torch.export.export(quantized, example).module())
+        graph_module = torch.export.export(quantized, example).module()
+    assert isinstance(graph_module, GraphModule)
+    products = list(integer_products(graph_module))
+    total = sum(macs_of(node) for node, _ in products)
+    covered = sum(
+        macs_of(node)
+        for node, is_integer in products
+        if is_integer or _is_dequantized(node.args[0], graph_module, node.args[1])
+    )
+    return covered / total if total else 0.0
+
+
+def _is_dequantized(activation: object, graph_module: GraphModule, weight: object) -> bool:
+    """Tells whether an activation is dequantized and a weight a scaled int8 constant."""
+    while isinstance(weight, Node) and weight.target in _SCALES and weight.all_input_nodes:
+        weight = weight.all_input_nodes[0]
+    if not isinstance(weight, Node) or weight.op != "get_attr":
+        return False
+    codes = attrgetter(str(weight.target))(graph_module)
+    while isinstance(activation, Node) and _packet(activation) in _MOVES:
+        activation = activation.all_input_nodes[0]
+    is_rounded = isinstance(activation, Node) and _packet(activation).startswith("dequantize")
+    return is_rounded and codes.dtype in (torch.int8, torch.uint8)
+
+
+def _packet(node: Node) -> str:
+    target = node.target
+    return target.overloadpacket.__name__ if isinstance(target, OpOverload) else ""
 
 
 def integer_linears(converted: GraphModule) -> tuple[int, int]:

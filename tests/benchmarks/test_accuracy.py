@@ -7,12 +7,12 @@ import openvino
 import pytest
 import torch
 from openvino import opset13
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.accuracy.digits_nets import NETS
 from benchmarks.accuracy.judge import is_significantly_worse, score
 from benchmarks.accuracy.run import finished_rows
-from benchmarks.accuracy.shares import integer_linears, openvino_share
+from benchmarks.accuracy.shares import integer_linears, openvino_share, torch_share
 from benchmarks.accuracy.tools import OURS
 from benchmarks.accuracy.verdict import RATIO, Row, bars, mean_ratio, verdict
 from embedl_deploy.quantize import ModulesToSkip, QuantConfig, convert, quantize
@@ -124,6 +124,33 @@ def test_linear_layers_left_in_float_are_counted() -> None:
     graph = quantize(model, (rows,), config, forward_loop=[rows], backend="inductor")
 
     assert integer_linears(convert(graph)) == (1, 2)
+
+
+class ScaledCodes(nn.Module):
+    """A weight as nncf spells it, and an activation that is rounded to codes or not."""
+
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(self, *, rounds: bool) -> None:
+        super().__init__()
+        self.rounds = rounds
+        self.register_buffer("codes", torch.randint(-127, 127, (4, 8), dtype=torch.int8))
+        self.register_buffer("scale", torch.full((4, 1), 0.01))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rounds:
+            ops = torch.ops.quantized_decomposed
+            grid = (0.1, 0, -128, 127, torch.int8)
+            x = ops.dequantize_per_tensor(ops.quantize_per_tensor(x, *grid), *grid)
+        return nn.functional.linear(x.flatten(1), self.codes * self.scale - 0.0 * self.scale)
+
+
+@pytest.mark.parametrize("rounds", [True, False])
+def test_weights_spelled_as_scaled_codes_count_if_the_activation_is_rounded(rounds: bool) -> None:
+    share = torch_share(ScaledCodes(rounds=rounds), (torch.randn(2, 8),))
+
+    assert share == float(rounds)
 
 
 def test_openvino_products_count_where_both_operands_are_codes() -> None:
