@@ -103,8 +103,8 @@ class PrecisionSearch:
             self.state.sensitivities = known
 
         def on_batch(seen: Sensitivities) -> None:
-            self.steps.progress(f"sensitivities, batch {seen.batches}")
             self.state.save()
+            self.steps.progress(f"sensitivities, batch {seen.batches}")
 
         groups = self.grouping.groups
         measure_sensitivities(self.everything, groups, self.data, self.method, known, on_batch)
@@ -161,15 +161,16 @@ class PrecisionSearch:
         """Returns positions on the frontier, what is wanted most first."""
         if self.budget.kind != "max_drop":
             return thinned(trade.savings, _CANDIDATES)[::-1]
-        # A metric falls with the size of the error rather than with its square.
-        order = thinned([math.sqrt(error) for error in trade.errors], _CANDIDATES)
-        order = [at for at in order if trade.taken[at].any()]
+        order = [at for at in range(len(trade)) if trade.taken[at].any()]
         if not order:
             raise SearchError(
                 f"quantizing none of the {len(self.grouping.groups)} groups is predicted to save "
                 "anything: the float model is the fastest"
             )
-        return order
+        # Errors span orders of magnitude, and so do the drops that users allow.
+        least = 1e-12 * max(trade.errors) or 1.0
+        sizes = [math.log(max(trade.errors[at], least)) for at in order]
+        return [order[at] for at in thinned(sizes, _CANDIDATES)]
 
     def _needed_saving(self, savings: Sequence[float], checks: Checks) -> float:
         """Returns the saving, in the unit of ``savings``, that is predicted to be enough."""

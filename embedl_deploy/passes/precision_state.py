@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
-from embedl_deploy.errors import CheckpointError
+from embedl_deploy.errors import CheckpointError, OutputPathError
 from embedl_deploy.files import write_aside
 from embedl_deploy.graph.text import graph_text
 from embedl_deploy.passes.precision_sensitivity import Sensitivities
@@ -52,10 +52,12 @@ def load_state(path: Path | None, fingerprint: Fingerprint) -> SearchState:
     Raises:
         CheckpointError: It cannot be read, or belongs to another search; the message says in what
             they differ.
+        OutputPathError: Its folder is not there.
     """
-    fresh = SearchState(fingerprint, path=path)
+    if path is not None and not path.parent.is_dir():
+        raise OutputPathError(f"cannot keep the state in {path}: there is no folder {path.parent}")
     if path is None or not path.exists():
-        return fresh
+        return SearchState(fingerprint, path=path)
     try:
         document = cast("dict[str, object]", json.loads(path.read_text(encoding="utf-8")))
         state = _state_from(document, path)
