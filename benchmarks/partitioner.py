@@ -23,7 +23,7 @@ from embedl_deploy.tuning.machine import machine_info
 
 SIZES = (1_000, 2_000, 4_000, 10_000, 20_000, 40_000)
 LIMIT_S = 60.0
-REPEATS = 3
+REPEATS = 7
 
 aten = torch.ops.aten
 

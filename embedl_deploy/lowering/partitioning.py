@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from embedl_deploy.lowering.convexity import convex_groups
-from embedl_deploy.lowering.mutation import writes_memory
 from embedl_deploy.lowering.units import Units, units_of
 
 _FOLD_ROUNDS = 8
@@ -74,7 +73,7 @@ def partition(
         ValueError: An atomic group cannot run in one piece.
     """
     units = units_of(graph, atomic)
-    choices = [_choices(nodes, takers) for nodes in units.nodes]
+    choices = [_choices(nodes, takers, units.writers) for nodes in units.nodes]
     labels: list[str | None] = [choice[0] if choice else None for choice in choices]
     groups = convex_groups(labels, units.reads)
     for _ in range(_FOLD_ROUNDS):
@@ -97,15 +96,15 @@ def without(partition: Partition, names: Sequence[str]) -> Partition:
     return Partition(tuple(steps))
 
 
-def _choices(nodes: Sequence[Node], takers: Mapping[Node, Sequence[str]]) -> Sequence[str]:
+def _choices(
+    nodes: Sequence[Node], takers: Mapping[Node, Sequence[str]], writers: frozenset[Node]
+) -> Sequence[str]:
     """Returns the engines that take all of a unit."""
     first = takers.get(nodes[0], ())
-    if not first or not _yields_tensors(nodes):
+    if not first or not _yields_tensors(nodes) or not writers.isdisjoint(nodes):
         return ()
     if len(nodes) == 1:
-        return () if writes_memory(nodes[0]) else first
-    if any(writes_memory(node) for node in nodes):
-        return ()
+        return first
     rest = [takers.get(node, ()) for node in nodes[1:]]
     return [label for label in first if all(label in taken for taken in rest)]
 
@@ -136,7 +135,7 @@ def _fold(
     small = [
         group
         for group, inside in members.items()
-        if sum(len(units.nodes[unit]) for unit in inside) < min_nodes
+        if (min_nodes > 1 and _size(units, inside) < min_nodes)
         or (len(members) > 1 and not _has_matrix_work(units, inside))
     ]
     if not small:
@@ -149,8 +148,7 @@ def _fold(
         if moved & set(neighbours[group]):
             continue
         target = _taker(inside, labels, choices, neighbours[group].values())
-        count = sum(len(units.nodes[unit]) for unit in inside)
-        if target is None and count >= min_nodes:
+        if target is None and (min_nodes <= 1 or _size(units, inside) >= min_nodes):
             continue
         for unit in inside:
             labels[unit] = target
@@ -187,6 +185,10 @@ def _taker(
         if all(label in choices[unit] for unit in inside):
             return label
     return None
+
+
+def _size(units: Units, inside: Sequence[int]) -> int:
+    return sum(len(units.nodes[unit]) for unit in inside)
 
 
 def _has_matrix_work(units: Units, inside: Sequence[int]) -> bool:

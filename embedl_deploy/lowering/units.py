@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import SymBool, SymFloat, SymInt
+from torch import SymBool, SymFloat, SymInt, Tensor
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
@@ -31,6 +31,9 @@ class Units:
     reads: tuple[tuple[int, ...], ...]
     """The units that each unit reads, or must run after."""
 
+    writers: frozenset[Node] = frozenset()
+    """The nodes that write into memory in place."""
+
 
 def is_step(node: Node) -> bool:
     """Tells whether a node computes something that must run where partitioning puts it.
@@ -48,9 +51,13 @@ def is_size_arithmetic(node: Node) -> bool:
     """
     if node.op != "call_function":
         return False
-    if node.target in _SIZE_OPS or node.meta.get("is_size"):
+    meta = node.meta
+    value = meta.get("val")
+    if isinstance(value, Tensor):
+        return False
+    if node.target in _SIZE_OPS or meta.get("is_size"):
         return True
-    if not isinstance(node.meta.get("val"), (SymInt, SymBool, SymFloat)):
+    if not isinstance(value, (SymInt, SymBool, SymFloat)):
         return False
     module = getattr(node.target, "__module__", "") or ""
     if module not in _SYMBOLIC_MODULES and not module.startswith("torch.fx.experimental.sym"):
@@ -84,16 +91,18 @@ def units_of(graph: Graph, atomic: Iterable[Sequence[Node]] = ()) -> Units:
         if not is_step(node):
             continue
         first = _companion(node, head)
-        if first in number:
-            number[node] = number[first]
-            members[number[first]].append(node)
-            continue
-        number[node] = number[first] = len(members)
-        members.append([node])
+        unit = number.setdefault(first, len(members))
+        if unit == len(members):
+            members.append([])
+        number[node] = unit
+        members[unit].append(node)
+    writers = frozenset(node for node in nodes if writes_memory(node))
     reads = _unit_reads(nodes, number, len(members))
+    if writers:
+        _add_memory_order(nodes, number, reads)
     if not grouped:
-        return Units(tuple(map(tuple, members)), tuple(map(tuple, reads)))
-    return _sorted_units(members, reads)
+        return Units(tuple(map(tuple, members)), tuple(map(tuple, reads)), writers)
+    return _sorted_units(members, reads, writers)
 
 
 def _companion(node: Node, head: Mapping[Node, Node]) -> Node:
@@ -124,8 +133,6 @@ def _unit_reads(
             elif read in sources:
                 into.update(dict.fromkeys(sources[read]))
         into.pop(here, None)
-    if any(writes_memory(node) for node in nodes):
-        _add_memory_order(nodes, number, reads)
     return reads
 
 
@@ -150,7 +157,9 @@ def _sources(
     return tuple(found)
 
 
-def _sorted_units(members: list[list[Node]], reads: list[dict[int, None]]) -> Units:
+def _sorted_units(
+    members: list[list[Node]], reads: list[dict[int, None]], writers: frozenset[Node]
+) -> Units:
     """Orders units so that each follows what it reads; atomic groups may have moved some."""
     waiting = [len(into) for into in reads]
     readers: list[list[int]] = [[] for _ in reads]
@@ -176,4 +185,5 @@ def _sorted_units(members: list[list[Node]], reads: list[dict[int, None]]) -> Un
     return Units(
         tuple(tuple(members[here]) for here in order),
         tuple(tuple(place[there] for there in reads[here]) for here in order),
+        writers,
     )
