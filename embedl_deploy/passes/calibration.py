@@ -216,7 +216,14 @@ def run_batch(
     """
     try:
         model(*args, **kwargs)
-    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         graph = getattr(model, "graph", None)
         nodes = graph.nodes if isinstance(graph, Graph) else ()
         values = tuple(value_of(node) for node in nodes if node.op == "placeholder")
