@@ -3,6 +3,7 @@
 import torch
 
 from embedl_deploy.backends.any_target import ANY_TARGET_CONVERSIONS, FLOAT_OPS
+from embedl_deploy.backends.x86_costs import X86_VNNI_COSTS
 from embedl_deploy.patterns.fusion import (
     FuseAttention,
     FuseConvActivation,
@@ -93,4 +94,5 @@ INDUCTOR = Backend(
             ),
         },
     ),
+    costs=X86_VNNI_COSTS,
 )

@@ -11,6 +11,7 @@ from embedl_deploy.graph.record import record_of
 from embedl_deploy.graph.traced_module import with_own_modules
 from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.passes.insertion import accepted_dtypes, insert_quantizers
+from embedl_deploy.passes.predicted_speed import predict_speed
 from embedl_deploy.passes.scale_sharing import share_scales
 from embedl_deploy.patterns.smooth.readers import counting_once
 from embedl_deploy.quantization.config import QuantConfig
@@ -70,7 +71,8 @@ def quantize_graph(
     here = tuple(_transferred(match, graph_module) for match in _in_a_row(matches))
     record = insert_quantizers(graph_module, here, config, placement)
     shared = share_scales(graph_module, placement)
-    return replace(record, notes=(*record.notes, *shared))
+    speed = predict_speed(graph_module, backend)
+    return replace(record, notes=(*record.notes, *shared, *speed))
 
 
 def placement_of(backend: Backend) -> Placement:

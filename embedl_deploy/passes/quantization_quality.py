@@ -14,6 +14,7 @@ from embedl_deploy.graph.nodes import dtype_of, module_of, module_path, source_l
 from embedl_deploy.graph.record import has_record
 from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.passes.calibration import ForwardLoop, run_forward_loop
+from embedl_deploy.passes.predicted_speed import prediction_at
 from embedl_deploy.passes.qdq_check import reasons_in
 from embedl_deploy.passes.qdq_view import Layer, Rounding, view_of
 from embedl_deploy.passes.rounding_errors import ErrorMeter, Errors, LayerError, decibels
@@ -103,6 +104,7 @@ def _row(
         decibels(error.signal, error.own_noise) if is_measured and not is_float else None,
         error.at_output / total if total else 0.0,
         reasons.get(node.name, _NO_RULE) if is_float else reasons.get(node.name),
+        prediction_at(node),
     )
 
 

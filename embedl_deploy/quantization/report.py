@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from embedl_deploy.quantization.costs import Prediction
+
 
 @dataclass(frozen=True)
 class LayerQuality:
@@ -35,6 +37,11 @@ class LayerQuality:
     reason: str | None = None
     """Why it stayed in float, None for a quantized layer."""
 
+    prediction: Prediction | None = None
+    """What it costs in int8 and in bfloat16 by the table of the backend; None without a table.
+
+    Made before anything is built, and for a layer left in float too."""
+
 
 @dataclass(frozen=True)
 class QuantizationReport:
@@ -59,6 +66,15 @@ class QuantizationReport:
         """Returns the share of the multiply-accumulates that run in a precision, 0 to 1."""
         total = sum(self.macs.values())
         return self.macs.get(precision, 0) / total if total else 0.0
+
+    def predicted_slower(self) -> tuple[LayerQuality, ...]:
+        """Returns the int8 layers that bfloat16 is expected to run faster, largest loss first."""
+        slower = [
+            (layer.prediction.bf16_ms - layer.prediction.int8_ms, layer)
+            for layer in self.layers
+            if layer.precision == "int8" and layer.prediction and layer.prediction.is_slower
+        ]
+        return tuple(layer for _, layer in sorted(slower, key=lambda item: item[0]))
 
     def worst(self, count: int = 10) -> tuple[LayerQuality, ...]:
         """Returns the layers with the largest share in the output's error, largest first."""

@@ -11,9 +11,20 @@ from embedl_deploy.report.tables import facts_table
 def quality_table(
     layers: Iterable[LayerQuality], title: str = "Rounding errors, layer by layer"
 ) -> Table:
-    """Returns one row per layer, in the order given."""
+    """Returns one row per layer, in the order given.
+
+    The gain is how many times faster int8 is expected to be than bfloat16, below 1 where slower.
+    """
     table = Table(title=title, title_justify="left")
-    for column in ("layer", "precision", "MACs", "SNR dB", "alone", "of the output's error"):
+    for column in (
+        "layer",
+        "precision",
+        "MACs",
+        "SNR dB",
+        "alone",
+        "of the output's error",
+        "gain",
+    ):
         is_text = column in ("layer", "precision")
         table.add_column(column, justify="left" if is_text else "right")
     table.add_column("why in float")
@@ -25,6 +36,7 @@ def quality_table(
             _decibels(layer.snr_db),
             _decibels(layer.own_snr_db),
             f"{layer.output_share:.1%}" if layer.output_share else "",
+            "" if layer.prediction is None else f"{layer.prediction.gain:.2f}×",
             layer.reason or "",
         )
     return table
@@ -38,10 +50,17 @@ def precision_table(report: QuantizationReport, title: str = "Precisions") -> Ta
             for name in report.macs
         ),
         *((f"bytes of parameters in {name}", f"{size:,}") for name, size in report.bytes.items()),
+        *_speed_rows(report),
         ("signal-to-noise of the output", f"{report.output_snr_db:.1f} dB"),
         ("measured on", f"{report.batches} batches"),
     ]
     return facts_table(title, rows)
+
+
+def _speed_rows(report: QuantizationReport) -> list[tuple[str, str]]:
+    slower = report.predicted_slower()
+    shown = ", ".join(layer.module or layer.node for layer in slower[:5])
+    return [("predicted slower in int8", f"{len(slower)} layers: {shown}")] if slower else []
 
 
 def _decibels(value: float | None) -> str:

@@ -35,6 +35,9 @@ class Backend:
     placement: object | None = None
     """How the target takes quantized tensors: a ``quantization.placement.Placement``."""
 
+    costs: object | None = None
+    """What its kernels cost in int8 and in bfloat16: a ``quantization.costs.TargetCosts``."""
+
     def __post_init__(self) -> None:
         for field, phase in _FIELDS.items():
             patterns = tuple(getattr(self, field))
