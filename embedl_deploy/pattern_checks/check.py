@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -21,7 +21,8 @@ from embedl_deploy.pattern_checks.assertions import (
 )
 from embedl_deploy.pattern_checks.explained import ExplainedMutation, explained_mutation
 from embedl_deploy.pattern_checks.growing import CannotGrowError, grow
-from embedl_deploy.pattern_checks.mutations import MUTATIONS, Mutation
+from embedl_deploy.pattern_checks.literal_changes import changed_literals
+from embedl_deploy.pattern_checks.mutations import CHANGED_LITERAL, MUTATIONS, Mutation
 from embedl_deploy.pattern_checks.random_values import randomize
 from embedl_deploy.rewriting.model_check import ModelCheck
 from embedl_deploy.rewriting.pattern import Pattern, instances
@@ -57,6 +58,14 @@ class PatternCheck:
     explanations: list[ExplainedMutation] = field(default_factory=list[ExplainedMutation])
     """What ``explain`` says first about each declined near miss."""
 
+    literals: dict[str, list[object]] = field(default_factory=dict[str, list[object]])
+    """The values that each captured literal had, in the graphs and in the near misses."""
+
+    @property
+    def unchanged_literals(self) -> list[str]:
+        """The captured literals of which only one value was tried: what others do is unchecked."""
+        return sorted(name for name, values in self.literals.items() if len(values) < 2)
+
     @property
     def unexplained(self) -> list[str]:
         """The declined near misses whose explanation does not name the node and the property."""
@@ -73,8 +82,20 @@ class PatternCheck:
         return (
             f"{self.pattern}: right in {self.positives} graphs, declined "
             f"{self.refused.total()}; near misses: {kinds or 'none'}; "
-            f"{self.explained_share:.0%} of those declined are explained"
+            f"{self.explained_share:.0%} of those declined are explained{self._unchanged()}"
         )
+
+    def _unchanged(self) -> str:
+        names = ", ".join(map(repr, self.unchanged_literals))
+        cure = "whether another value is declined was not checked: give an example that runs with"
+        return f"; never changed: literal {names} ({cure} one)" if names else ""
+
+    def saw(self, literals: Mapping[str, object]) -> None:
+        """Notes the values of captured literals."""
+        for name, value in literals.items():
+            known = self.literals.setdefault(name, [])
+            if not any(value == other for other in known):
+                known.append(value)
 
 
 def check_pattern(
@@ -113,7 +134,8 @@ def check_pattern(
         for model, args in examples:
             graph_module = trace(randomize(copy.deepcopy(model)), args)
             assert isinstance(graph_module, TracedModule), "what tracing returns"
-            _check_one(rule, rivals, graph_module, Random(0), result)
+            names = _check_one(rule, rivals, graph_module, Random(0), result)
+            _check_literals(rule, graph_module, names, result)
         if rule.tree is not None and type(rule).match is Pattern.match:
             _check_generated(rule, rivals, max_examples, result)
     if result.positives == 0:
@@ -186,20 +208,38 @@ def _check_one(
     base: TracedModule,
     random: Random,
     result: PatternCheck,
-) -> None:
+) -> list[str]:
+    """Checks a rule on a graph and its near misses; returns the nodes consumed, if it applied."""
     match = first_match(rule, base)
     if match is None:
         raise PatternFailureError(f"{rule.name} does not fit in its own example", base)
     names = [node.name for node in match.nodes]
+    result.saw(match.literals)
     record = assert_right(rule, base)
     if not record.applied:
         result.refused.update(site.reason or "" for site in record.refused)
-        return
+        return []
     result.positives += 1
     if not rule.phase.names_places_only and random.random() < _SHARE_COMMUTED:
         assert_commutes(rule, rivals, base)
     for mutation in MUTATIONS:
         _check_mutation(rule, copy.deepcopy(base), names, mutation, random, result)
+    return names
+
+
+def _check_literals(
+    rule: Pattern, base: TracedModule, names: list[str], result: PatternCheck
+) -> None:
+    """Changes each literal of an example in turn: there are no other graphs with other values."""
+    first = first_match(rule, base)
+    captured = {} if first is None else first.literals
+    for changed in changed_literals(base, names):
+        _check_near_miss(rule, changed.graph_module, CHANGED_LITERAL, (changed.node,), result)
+        match = first_match(rule, changed.graph_module)
+        if match is None or not match.literals:
+            # A rule that matches by hand may decline before it captures anything.
+            same = [name for name, value in captured.items() if value == changed.before]
+            result.saw(dict.fromkeys(same, changed))
 
 
 def _check_mutation(
@@ -217,8 +257,19 @@ def _check_mutation(
         ModelCheck(graph_module)
     except Exception:  # noqa: BLE001  # the change makes a program that torch does not take
         return
-    if not changed:
-        return
+    if changed:
+        _check_near_miss(rule, graph_module, mutation, changed, result)
+
+
+def _check_near_miss(
+    rule: Pattern,
+    graph_module: TracedModule,
+    mutation: Mutation,
+    changed: tuple[str, ...],
+    result: PatternCheck,
+) -> None:
+    match = first_match(rule, graph_module)
+    result.saw({} if match is None else match.literals)
     result.mutations[mutation.name] += 1
     if assert_right(rule, graph_module, but=mutation.name).applied:
         result.applied[mutation.name] += 1

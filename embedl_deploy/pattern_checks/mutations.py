@@ -210,10 +210,13 @@ def _outputs(output: Node) -> tuple[Argument, ...]:
 
 _OPERAND: frozenset[Aspect] = frozenset({"target", "value", "argument", "link", "same value"})
 
+CHANGED_LITERAL = Mutation("changed literal", _changed_literal, frozenset({"literal"}), r"-?\d")
+"""The near miss that is also made of each literal of an example in turn."""
+
 MUTATIONS = (
     Mutation("extra reader", _extra_reader, frozenset({"readers"}), r"\bread|\bused\b"),
     Mutation("swapped operands", _swapped_operands, _OPERAND, "operand|order|shape|broadcast"),
-    Mutation("changed literal", _changed_literal, frozenset({"literal"}), r"-?\d"),
+    CHANGED_LITERAL,
     Mutation("other dtype", _other_dtype, frozenset({"dtype"}), "dtype|float|bf16|half"),
     Mutation("aliased inputs", _aliased_inputs, frozenset({"same value"}), "same|itself|once"),
     Mutation("dynamic batch", _dynamic_batch, frozenset({"shape"}), "dynamic|static|s[0-9]"),

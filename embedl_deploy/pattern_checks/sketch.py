@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import (
@@ -15,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 from torch.fx.node import Argument
 
+from embedl_deploy.graph.evaluate import attribute_of
 from embedl_deploy.graph.nodes import module_of
 from embedl_deploy.graph.traced_module import TracedModule
 from embedl_deploy.graph.values import infer_value
@@ -84,6 +85,7 @@ def infer_again(graph_module: TracedModule) -> None:
 def make_batch_dynamic(graph_module: TracedModule) -> None:
     """Gives the first dimension of every input one symbol per size."""
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    _read_in(mode, graph_module)
     for node in graph_module.graph.nodes:
         if node.op != "placeholder":
             continue
@@ -101,6 +103,7 @@ def cast_inputs(graph_module: TracedModule, dtype: torch.dtype) -> None:
     """Changes the dtype of the floating inputs and of all parameters."""
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     graph_module.to(dtype)
+    _read_in(mode, graph_module)
     for node in graph_module.graph.nodes:
         if node.op == "placeholder":
             value = node.meta["val"]
@@ -111,3 +114,22 @@ def cast_inputs(graph_module: TracedModule, dtype: torch.dtype) -> None:
         if module is not None:
             module.to(dtype)
     infer_again(graph_module)
+
+
+def make_even(graph_module: TracedModule, size: int) -> None:
+    """Gives every dimension of every input the same size."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    _read_in(mode, graph_module)
+    for node in graph_module.graph.find_nodes(op="placeholder"):
+        value = node.meta["val"]
+        fresh = torch.empty([size] * value.dim(), dtype=value.dtype)
+        node.meta["val"] = mode.from_tensor(fresh, static_shapes=True)
+    infer_again(graph_module)
+
+
+def _read_in(mode: FakeTensorMode, graph_module: TracedModule) -> None:
+    """Records what the graph reads of itself in ``mode``: values of two modes do not mix."""
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        value = attribute_of(graph_module, str(node.target))
+        if isinstance(value, Tensor):
+            node.meta["val"] = mode.from_tensor(value, static_shapes=True)

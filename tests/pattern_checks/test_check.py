@@ -1,7 +1,7 @@
 import pytest
 import torch
-from torch import nn
-from torch.fx import Node
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 
 from embedl_deploy.graph.nodes import bound_arguments, shape_of
 from embedl_deploy.modules import FusedConvBN, fused_conv
@@ -151,3 +151,77 @@ def test_runs_and_optional_links_are_made_up_too() -> None:
 
     assert result.positives > 0
     assert "right in" in str(result)
+
+
+class TransposedProduct(Pattern):
+    """Wrong: takes a product with any transpose for one with the last two dimensions swapped."""
+
+    phase = Phase.CONVERSION
+    transposed = Op(ATEN.transpose.int, Named("b", Input()), Literal("first"), Literal("second"))
+    tree = Op(ATEN.matmul.default, Named("a", Input()), transposed)
+
+    def replace(self, match: PatternMatch) -> Node:
+        swapped = match.call_function(ATEN.mT.default, match["b"])
+        return match.call_function(ATEN.bmm.default, match["a"], swapped)
+
+
+class CheckedProduct(TransposedProduct):
+    """Right: looks at the dimensions."""
+
+    def check(self, match: PatternMatch) -> Refusal | None:
+        dims = {match.literal("first"), match.literal("second")}
+        return None if dims == {1, 2} else Refusal(f"dimensions {dims} are swapped", match.root)
+
+
+class Product(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a @ b.transpose(1, 2)
+
+
+PRODUCT = (Product().eval(), (torch.randn(2, 5, 6), torch.randn(2, 7, 6)))
+
+
+def test_the_literals_of_an_example_are_changed_on_inputs_that_take_other_values() -> None:
+    with pytest.raises(AssertionError, match=r"rolled back.*changed literal"):
+        check_pattern(TransposedProduct, examples=[PRODUCT], max_examples=1)
+
+    result = check_pattern(CheckedProduct, examples=[PRODUCT], max_examples=1)
+    assert result.mutations["changed literal"] >= 2
+    assert result.unchanged_literals == []
+
+
+class TwoProducts(nn.Module):
+    """No other dimensions than these can be swapped, on inputs of no size."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a.reshape(2, 5, 6) @ b.reshape(2, 7, 6).transpose(1, 2)
+
+
+def test_names_the_captured_literals_that_no_graph_gives_another_value() -> None:
+    args = (torch.randn(10, 6), torch.randn(14, 6))
+
+    result = check_pattern(OnlyTwoProducts, examples=[(TwoProducts().eval(), args)])
+
+    assert result.unchanged_literals == ["first", "second"]
+    assert "never changed: literal 'first', 'second'" in str(result)
+
+
+class OnlyTwoProducts(TransposedProduct):
+    """Matches by hand: no graphs are made from a tree."""
+
+    tree = None
+    roots = (ATEN.matmul.default,)
+
+    def match(self, root: Node, graph_module: GraphModule) -> PatternMatch | None:
+        a, turned = root.all_input_nodes
+        if turned.target is not ATEN.transpose.int:
+            return None
+        first, second = turned.args[1:]
+        return PatternMatch.of(
+            self,
+            graph_module,
+            root=root,
+            nodes=(turned, root),
+            captures={"a": a, "b": turned.all_input_nodes[0]},
+            literals={"first": first, "second": second},
+        )
