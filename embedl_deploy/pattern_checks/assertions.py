@@ -16,10 +16,8 @@ from embedl_deploy.rewriting.model_check import ModelCheck
 from embedl_deploy.rewriting.near_misses import whole_matches
 from embedl_deploy.rewriting.pattern import Pattern
 from embedl_deploy.rewriting.records import PassRecord, site_record
-from embedl_deploy.rewriting.verify import ROLLED_BACK, Verifier
-
-_FAULTS = (ROLLED_BACK, "replace() ", "match() ", "the replacement ")
-"""How refusals begin that the engine, not the pattern, had to give."""
+from embedl_deploy.rewriting.refusal import is_fault
+from embedl_deploy.rewriting.verify import Verifier
 
 
 class PatternFailureError(AssertionError):
@@ -53,7 +51,7 @@ def assert_right(rule: Pattern, graph_module: TracedModule, but: str = "") -> Pa
     check = ModelCheck(graph_module)
     record = apply_patterns(result, [rule], verify=Verifier())
     for site in record.refused:
-        if (site.reason or "").startswith(_FAULTS):
+        if is_fault(site.reason or ""):
             raise PatternFailureError(f"{site}{where}", graph_module)
     if not record.applied:
         return record

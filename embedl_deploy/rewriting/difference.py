@@ -21,11 +21,13 @@ Aspect = Literal[
     "readers",
     "check",
     "overlap",
+    "fault",
     "value",
 ]
 """What differs: what runs, a literal, an argument, a ``where`` condition or what it asks for
 (dtype, shape, training mode), a link that is missing, a node too many, a value that must be one
-already met, the readers of a node, what ``check`` says, an earlier rewrite, the kind of value."""
+already met, the readers of a node, what ``check`` says, an earlier rewrite, a mistake in the
+rule's own code, the kind of value."""
 
 
 @dataclass(frozen=True)
@@ -94,3 +96,12 @@ class NearMiss:
 def differ(kind: Aspect, node: Node, expected: str, found: str, cure: str) -> Difference:
     """Returns a difference at ``node``, with the node's source line."""
     return Difference(kind, node.name, expected, found, cure, source_line(node))
+
+
+def fault(pattern: str, reason: str) -> tuple[str, str, str]:
+    """Returns what is expected, found and to be done where a rule itself is wrong."""
+    if reason.startswith(("match() ", "check() ")):
+        return f"check() of {pattern} to answer", reason, f"correct match() or check() of {pattern}"
+    made = "graft" if "graft" in reason else "replace()"
+    cure = f"correct {made} of {pattern}, or let check() decline what it cannot take"
+    return f"{made} of {pattern} to build what takes the place of the match", reason, cure

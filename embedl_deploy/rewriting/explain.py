@@ -9,7 +9,7 @@ from embedl_deploy.graph.record import record_of
 from embedl_deploy.graph.traced_module import structural_copy
 from embedl_deploy.rewriting.application import apply_patterns
 from embedl_deploy.rewriting.describe import describe, describe_target, either
-from embedl_deploy.rewriting.difference import Difference, NearMiss
+from embedl_deploy.rewriting.difference import Difference, NearMiss, fault
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.near_misses import near_misses, refused_site, whole_matches
 from embedl_deploy.rewriting.pattern import Pattern, instances
@@ -19,6 +19,7 @@ from embedl_deploy.rewriting.records import (
     TransformationReport,
     site_record,
 )
+from embedl_deploy.rewriting.refusal import is_fault
 from embedl_deploy.rewriting.stages import stages_of
 from embedl_deploy.rewriting.workspace import Workspace
 
@@ -164,21 +165,21 @@ def _overlapped(rule: Pattern, record: PassRecord, known: Sequence[NearMiss]) ->
             rule.name,
             site.site,
             site.nodes,
-            (
-                Difference(
-                    "overlap",
-                    site.site,
-                    "nodes that no other rewrite has changed",
-                    site.reason or "",
-                    "nothing, if that rewrite is wanted; else veto it or leave its pattern out",
-                    site.source,
-                ),
-            ),
+            (_on_record(site),),
             site.source,
         )
         for site in record.refused
         if site.pattern == rule.name and site.site not in seen
     ]
+
+
+def _on_record(site: SiteRecord) -> Difference:
+    reason = site.reason or ""
+    if is_fault(reason):
+        return Difference("fault", site.site, *fault(site.pattern, reason), site.source)
+    expected = "nodes that no other rewrite has changed"
+    cure = "nothing, if that rewrite is wanted; else veto it or leave its pattern out"
+    return Difference("overlap", site.site, expected, reason, cure, site.source)
 
 
 def _nothing_like_it(rule: Pattern, around: Node | None) -> str:

@@ -7,13 +7,13 @@ from torch.fx import GraphModule, Node
 
 from embedl_deploy.graph.nodes import is_call, source_line
 from embedl_deploy.rewriting.attempt import Attempt
-from embedl_deploy.rewriting.difference import Aspect, Difference, NearMiss, differ
+from embedl_deploy.rewriting.difference import Aspect, Difference, NearMiss, differ, fault
 from embedl_deploy.rewriting.finding import found_at
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.near_matching import near
 from embedl_deploy.rewriting.objections import Place
 from embedl_deploy.rewriting.pattern import Pattern, also_used
-from embedl_deploy.rewriting.refusal import Refusal
+from embedl_deploy.rewriting.refusal import Refusal, is_fault
 from embedl_deploy.rewriting.tree import Tree
 from embedl_deploy.rewriting.tree_walk import targets_in
 
@@ -88,6 +88,8 @@ def _of_refusal(match: PatternMatch, refusal: Refusal) -> Difference:
         )
         expected = "to be read only inside the match"
         return differ("readers", node, expected, f"also used by {', '.join(readers)}", cure)
+    if is_fault(refusal.reason):
+        return differ("fault", node, *fault(match.pattern.name, refusal.reason))
     kind: Aspect = "training" if "training" in refusal.reason else "check"
     expected = f"check() of {match.pattern.name} to agree"
     return differ(kind, node, expected, refusal.reason, "change what the reason names")

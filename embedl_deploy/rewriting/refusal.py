@@ -1,8 +1,14 @@
 """Why a pattern or an engine left something alone."""
 
+import re
 from dataclasses import dataclass
 
 from torch.fx import Node
+
+_FAULT = re.compile(
+    r"(match|check|replace|graft)\(\) |the replacement |rolled back|.* replace\(\) returns nothing"
+)
+"""How refusals begin that the engine had to give because a rule is wrong."""
 
 
 @dataclass(frozen=True)
@@ -17,3 +23,8 @@ class Refusal:
 
     def __str__(self) -> str:
         return self.reason if self.node is None else f"{self.reason} (at %{self.node.name})"
+
+
+def is_fault(reason: str) -> bool:
+    """Tells whether a reason speaks of a mistake in a rule rather than of the graph around it."""
+    return _FAULT.match(reason) is not None

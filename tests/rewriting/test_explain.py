@@ -223,3 +223,36 @@ def test_an_optional_link_is_no_difference() -> None:
     assert explanation.first is not None
     assert [item.aspect for item in explanation.first.differences] == ["target"]
     assert "LayerNorm" in explanation.first.first.found
+
+
+class MistakenReplacement(MergeConvNormAct):
+    """Asks its match for a name that it does not capture."""
+
+    def replace(self, match: PatternMatch) -> Node:
+        return match["relu"]
+
+
+class MistakenCheck(MergeConvNormAct):
+    def check(self, match: PatternMatch) -> Refusal | None:
+        raise KeyError(f"groups of {match.root.name}")
+
+
+def test_tells_a_mistake_in_the_rule_from_what_other_rewrites_did() -> None:
+    model = Sequence(conv(), nn.BatchNorm2d(4), nn.ReLU())
+
+    difference = first_difference(model, MistakenReplacement, IMAGE)
+
+    assert difference.aspect == "fault"
+    assert "replace() raised PatternError: mistaken-replacement asks" in difference.found
+    assert "correct replace() of mistaken-replacement" in difference.cure
+    assert "veto" not in str(difference)
+
+
+def test_tells_a_mistake_in_check_from_what_check_says() -> None:
+    model = Sequence(conv(), nn.BatchNorm2d(4), nn.ReLU())
+
+    difference = first_difference(model, MistakenCheck, IMAGE)
+
+    assert difference.aspect == "fault"
+    assert "raised KeyError: 'groups of layers_2'" in difference.found
+    assert "correct match() or check() of mistaken-check" in difference.cure
