@@ -541,6 +541,9 @@ def served_while_another_is_tuned(calls: int) -> None:
     for thread in threads:
         thread.start()
     other.tune()
+    while any(thread.is_alive() for thread in threads):
+        other.enable_recording(force=True)
+        other.tune()
     for thread in threads:
         thread.join()
 
