@@ -11,6 +11,7 @@ from embedl_deploy.cli.commands.demo import demo_command
 from embedl_deploy.cli.commands.explain import explain_command
 from embedl_deploy.cli.commands.manifest import manifest_commands
 from embedl_deploy.cli.commands.quantize import quantize_command
+from embedl_deploy.cli.commands.search import search_command
 from embedl_deploy.cli.commands.transform import transform_command
 from embedl_deploy.cli.console import Screen, quiet_libraries
 from embedl_deploy.cli.exit_codes import exit_code_of
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command("demo")(demo_command)
 app.command("transform")(transform_command)
 app.command("quantize")(quantize_command)
+app.command("search")(search_command)
 app.command("compile")(compile_command)
 app.command("bench")(bench_command)
 app.command("explain")(explain_command)

@@ -137,6 +137,12 @@ RangeOption = Annotated[
 ]
 
 
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="A configuration as JSON, such as search --output saves."),
+]
+
+
 def quant_config(method: CalibrationMethod) -> QuantConfig:
     """Returns the library's configuration with this way to find the ranges of activations."""
     activation = TensorQuantConfig(symmetric=False, calibration_method=method)
