@@ -161,7 +161,8 @@ def test_openvino_products_count_where_both_operands_are_codes() -> None:
     scaled = opset13.multiply(opset13.convert(weight, "f32"), opset13.constant(np.float32(0.1)))
     sides = ([1, 1], [0, 0], [0, 0], [1, 1])
     inner = opset13.convolution(codes, scaled, *sides)
-    rows = opset13.reshape(inner, opset13.constant([4, 36]), False)
+    rounded = opset13.fake_quantize(inner, low, high, low, high, 256)
+    rows = opset13.reshape(rounded, opset13.constant([4, 36]), False)
     product = opset13.matmul(rows, opset13.constant(np.ones((36, 3), np.float32)), False, False)
     # The stub of ``openvino.Model`` does not type-check against itself.
     model = openvino.Model([product], [image])  # pyright: ignore[reportGeneralTypeIssues]
