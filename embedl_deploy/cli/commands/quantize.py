@@ -75,20 +75,13 @@ def quantize_command(
         with screen.step(f"saving {output}"):
             save_program(graph, loaded.args, loaded.kwargs, output)
     report = report_of(graph)
-    slower = predicted_slower(graph)
     screen.show(stages_table(report.passes, f"{model} for {backend}"))
-    if slower:
-        screen.show(slower_table(slower))
     screen.show(f"relative difference to the model's own output: {error:.1e}")
     screen.emit(
         {
             "model": model,
             "report": transformation_json(report),
             "relative_error": error,
-            "predicted_slower": [
-                {"node": node.name, "int8_ms": found.int8_ms, "bf16_ms": found.bf16_ms}
-                for node, found in slower
-            ],
             "calibration_inputs": len(batches),
             "calibration_data": data,
             "output": None if output is None else str(output),
