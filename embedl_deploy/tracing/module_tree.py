@@ -2,11 +2,12 @@
 # torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """Builds the module that a lifted program becomes, with the state_dict of the model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from embedl_deploy.errors import TracingError
 from embedl_deploy.graph.computed_weight import COMPUTATIONS
 from embedl_deploy.graph.traced_module import TracedModule, container_at
 from embedl_deploy.tracing.lift import Lifted
@@ -17,9 +18,13 @@ def build_module(program: Program, lifted: Mapping[str, Lifted], training: bool)
     """Returns the module of ``program``: its graph over a tree of containers and lifted modules.
 
     Every key of the model's ``state_dict`` exists, in its order; none is added.
+
+    Raises:
+        TracingError: The model calls a part of its own as a graph module calls one of its own.
     """
     root = TracedModule(deferred=True)
     root.training = training
+    _require_free_names(root, [*program.state, *lifted])
     waiting = dict(lifted)
     for path, names in _paths(program, lifted).items():
         made = waiting.pop(path, None)
@@ -47,6 +52,16 @@ def build_module(program: Program, lifted: Mapping[str, Lifted], training: bool)
     root.graph = program.graph
     root.shares_parameters = True
     return root.finish()
+
+
+def _require_free_names(root: TracedModule, paths: Iterable[str]) -> None:
+    for name in dict.fromkeys(path.partition(".")[0] for path in paths):
+        if name in vars(root) or hasattr(type(root), name):
+            raise TracingError(
+                f"the model's own {name!r} cannot keep its name: torch.fx.GraphModule has an "
+                f"attribute {name!r} of another meaning. Rename it, or trace a module that holds "
+                "the model"
+            )
 
 
 def _move_computations_last(root: nn.Module, lifted: Mapping[str, Lifted]) -> None:

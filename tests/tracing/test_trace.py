@@ -1,8 +1,10 @@
 import copy
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from embedl_deploy.errors import TracingError
 from embedl_deploy.tracing import trace
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -55,3 +57,26 @@ def test_one_tensor_given_for_two_inputs_stays_two_inputs() -> None:
     traced = trace(Difference(), (same, same))
 
     torch.testing.assert_close(traced(other, same), other - same)
+
+
+class Taken(nn.Module):
+    """Has a part with a name that graph modules need themselves."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.add_module(name, nn.Linear(4, 4))
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.get_submodule(self.name)(x)
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta"])
+def test_a_part_named_as_a_graph_modules_own_is_named_and_may_lie_deeper(name: str) -> None:
+    model, x = Taken(name).eval(), torch.randn(2, 4)
+
+    with pytest.raises(TracingError, match=f"the model's own '{name}' cannot keep its name"):
+        trace(model, (x,))
+
+    held = nn.Sequential(model).eval()
+    assert torch.equal(trace(held, (x,))(x), held(x))
