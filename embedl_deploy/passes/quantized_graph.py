@@ -7,6 +7,7 @@ from torch.fx import GraphModule
 
 from embedl_deploy.errors import CalibrationError
 from embedl_deploy.passes.calibration import ForwardLoop, Progress, calibrate_model
+from embedl_deploy.passes.equalisation import equalise_layers
 from embedl_deploy.passes.qdq_check import check_record
 from embedl_deploy.passes.quantization import (
     fix_weight_scales,
@@ -65,6 +66,7 @@ def quantized_graph(
     rounds = config.weight is not None and config.weight_rounding is not WeightRounding.NEAREST
     if rounds and isinstance(forward_loop, Iterator):
         forward_loop = list(cast("Iterator[object]", forward_loop))  # gone through several times
+    equalised = (equalise_layers(graph),) if config.equalise else ()
     if config.smooth is not None and forward_loop is not None:
         records = smooth_and_calibrate(graph, config, forward_loop, backend, progress)
     else:
@@ -80,6 +82,6 @@ def quantized_graph(
         records = (*records, *rounded)
     if freeze_weights:
         fix_weight_scales(graph)
-    report_stages(graph, backend, records)
+    report_stages(graph, backend, (*equalised, *records))
     report_stages(graph, backend, (check_record(graph, backend),))
     return graph

@@ -101,6 +101,10 @@ class QuantConfig:
     weight_rounding: WeightRounding = WeightRounding.NEAREST
     """GPTQ needs calibration data, also where activations stay in float."""
 
+    equalise: bool = False
+    """Balances the weights of neighbouring layers across relus first, exact in float. Of use where
+    weights have one scale per tensor; per channel it gains little."""
+
     def __post_init__(self) -> None:
         if self.activation is not None and self.activation.per_channel:
             raise ValueError(
