@@ -12,6 +12,8 @@ from embedl_deploy.engines import (
     EngineState,
     InductorEngine,
     InductorEngineConfig,
+    OnnxRuntimeEngine,
+    OpenVINOEngine,
     TorchInductorBackend,
 )
 from embedl_deploy.errors import BuildError
@@ -145,6 +147,27 @@ def test_a_failed_build_leaves_no_file_and_can_be_tried_again(tmp_path: Path) ->
         engine.build(Broken(), None, [(X,)], "cpu", tmp_path)
     assert engine.state is EngineState.INIT
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [OpenVINOEngine, OnnxRuntimeEngine])
+def test_an_interrupted_build_leaves_no_file_and_can_be_tried_again(
+    kind: type[OpenVINOEngine] | type[OnnxRuntimeEngine],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        assert len(list(tmp_path.iterdir())) == 1
+        raise KeyboardInterrupt
+
+    engine = kind()
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "_open", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.build(linear(), None, [(X,)], "cpu", tmp_path)
+
+    assert engine.state is EngineState.INIT
+    assert list(tmp_path.iterdir()) == []
+    assert engine.build(linear(), None, [(X,)], "cpu", tmp_path).is_active
 
 
 def test_the_second_set_of_names_is_the_same_objects() -> None:

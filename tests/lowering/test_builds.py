@@ -190,6 +190,28 @@ def test_a_failure_of_the_moment_is_tried_again(
     assert built == ["slow", "fast", "wrong"]
 
 
+@pytest.mark.parametrize("builds", [1, 2])
+def test_an_interrupt_ends_the_run_and_the_next_one_goes_on(
+    tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch, builds: int
+) -> None:
+    whole = CountedEngine._build  # pyright: ignore[reportPrivateUsage]  # its step of the contract
+
+    def interrupted(engine: CountedEngine, *given: object) -> None:
+        if engine.config.label == "fast":
+            raise KeyboardInterrupt
+        whole(engine, *given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(builds) as pool:
+        patch.setattr(CountedEngine, "_build", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            measured(tmp_path, builds=1 if builds == 1 else pool)
+
+    kept = sorted(path.suffix for path in tmp_path.iterdir())
+    assert measured(tmp_path).report.engines == {"subgraph_0": "fast"}
+    assert set(kept) <= {".engine"}
+    assert built.count("slow") == 1
+
+
 class CountingPool(ThreadPoolExecutor):
     """Counts what it is given."""
 
