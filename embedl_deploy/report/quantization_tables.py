@@ -3,9 +3,15 @@
 from collections.abc import Iterable
 
 from rich.table import Table
+from torch.fx import Node
 
+from embedl_deploy.graph.nodes import module_path
+from embedl_deploy.quantization.costs import Prediction
 from embedl_deploy.quantization.report import LayerQuality, QuantizationReport
 from embedl_deploy.report.tables import facts_table
+
+_SHOWN = 10
+"""Rows of a table that could have hundreds."""
 
 
 def quality_table(
@@ -55,6 +61,26 @@ def precision_table(report: QuantizationReport, title: str = "Precisions") -> Ta
         ("measured on", f"{report.batches} batches"),
     ]
     return facts_table(title, rows)
+
+
+def slower_table(layers: Iterable[tuple[Node, Prediction]]) -> Table:
+    """Returns one row per int8 layer that bfloat16 is expected to run faster, the first few."""
+    rows = list(layers)
+    title = f"{len(rows)} layers predicted slower in int8 than in bfloat16"
+    table = Table(title=title, title_justify="left")
+    for column in ("layer", "int8 µs", "bf16 µs", "times slower"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    table.add_column("why")
+    for node, found in rows[:_SHOWN]:
+        times = (
+            f"{1e3 * found.int8_ms:.0f}",
+            f"{1e3 * found.bf16_ms:.0f}",
+            f"{1 / found.gain:.2f}",
+        )
+        table.add_row(module_path(node) or node.name, *times, found.reason)
+    if len(rows) > _SHOWN:
+        table.add_row(f"and {len(rows) - _SHOWN} more")
+    return table
 
 
 def _speed_rows(report: QuantizationReport) -> list[tuple[str, str]]:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -46,6 +47,16 @@ def test_quantize_calibrates_on_the_users_data(run: Run, models: str) -> None:
     assert report["calibration_inputs"] == 4
     assert "quantize-conv" in str(report["report"])
     assert 0.0 < float(str(report["relative_error"])) < 0.2
+
+
+def test_quantize_says_which_layers_int8_makes_slower(run: Run, models: str) -> None:
+    shown = run("quantize", f"{models}:small").output
+    report = run("quantize", f"{models}:small", "--json").json()
+
+    assert "2 layers predicted slower in int8 than in bfloat16" in shown
+    slower = cast("list[dict[str, float]]", report["predicted_slower"])
+    assert len(slower) == 2
+    assert all(layer["int8_ms"] > layer["bf16_ms"] > 0.0 for layer in slower)
 
 
 def test_quantize_saves_a_program(run: Run, models: str) -> None:

@@ -29,8 +29,10 @@ from embedl_deploy.cli.output_files import require_writable
 from embedl_deploy.cli.pipeline import quantized
 from embedl_deploy.cli.saved_programs import save_program
 from embedl_deploy.graph.distance import relative_error
+from embedl_deploy.passes.predicted_speed import predicted_slower
 from embedl_deploy.quantize import CalibrationMethod, load_config
 from embedl_deploy.report.json_form import transformation_json
+from embedl_deploy.report.quantization_tables import slower_table
 from embedl_deploy.report.tables import stages_table
 from embedl_deploy.rewriting.records import report_of
 
@@ -75,13 +77,20 @@ def quantize_command(
         with screen.step(f"saving {output}"):
             save_program(graph, loaded.args, loaded.kwargs, output)
     report = report_of(graph)
+    slower = predicted_slower(graph)
     screen.show(stages_table(report.passes, f"{model} for {backend}"))
+    if slower:
+        screen.show(slower_table(slower))
     screen.show(f"relative difference to the model's own output: {error:.1e}")
     screen.emit(
         {
             "model": model,
             "report": transformation_json(report),
             "relative_error": error,
+            "predicted_slower": [
+                {"node": node.name, "int8_ms": found.int8_ms, "bf16_ms": found.bf16_ms}
+                for node, found in slower
+            ],
             "calibration_inputs": len(batches),
             "calibration_data": data,
             "output": None if output is None else str(output),
