@@ -14,6 +14,7 @@ from embedl_deploy.graph.nodes import module_of, shape_of
 from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.modules.kinds import CONVOLUTIONS
 from embedl_deploy.passes.precision_groups import PrecisionGroup
+from embedl_deploy.passes.predicted_speed import prediction_at
 from embedl_deploy.quantization.stub import QuantStub
 
 CostModel: TypeAlias = Callable[[GraphModule, Sequence[PrecisionGroup]], Sequence[float]]
@@ -71,6 +72,31 @@ class ProcessorModel:
         in_float = max(macs / self.rate, 4 * (source + result + weight) / self.bandwidth)
         in_int8 = max(macs / (speedup * self.rate), (source + weight + 4 * result) / self.bandwidth)
         return in_float - in_int8 - rounding / self.bandwidth - self.call
+
+
+def predicted_savings(quantized: GraphModule, groups: Sequence[PrecisionGroup]) -> list[float]:
+    """Returns the milliseconds that each group saves in int8 over bfloat16, as predicted.
+
+    The prediction is the backend's table of costs, fitted to a measurement of its target (see
+    ``predict_speed``); groups that it says nothing of go by ``ProcessorModel``.
+    """
+    nodes = {node.name: node for node in quantized.graph.nodes}
+    return [
+        fallback if found is None else found
+        for found, fallback in zip(
+            (_predicted([nodes[name] for name in group.nodes]) for group in groups),
+            ProcessorModel()(quantized, groups),
+            strict=True,
+        )
+    ]
+
+
+def _predicted(nodes: Sequence[Node]) -> float | None:
+    found = [prediction_at(node) for node in nodes]
+    known = [one for one in found if one is not None]
+    if len(known) < len(found):
+        return None
+    return sum(one.bf16_ms - one.int8_ms for one in known)
 
 
 def measured_savings(
