@@ -7,7 +7,14 @@ from torch import Tensor, nn
 
 from benchmarks.zoo.cases import Case
 from benchmarks.zoo.coverage import converted_macs, float_macs
-from benchmarks.zoo.quantized import REASONS, earlier_rows, quantized_row, run_case, summarise
+from benchmarks.zoo.quantized import (
+    REASONS,
+    earlier_rows,
+    error_of_noise,
+    quantized_row,
+    run_case,
+    summarise,
+)
 from embedl_deploy.backends.inductor import INDUCTOR
 from embedl_deploy.quantize import ModulesToSkip, QuantConfig, convert, quantize
 
@@ -141,3 +148,30 @@ def test_a_resumed_run_repeats_what_fell_short_and_knows_the_commit_of_each_row(
 
     assert [(row["model"], row["commit"]) for row in kept] == [("old", "older"), ("newer", "newer")]
     assert earlier_rows(tmp_path / "none.json") == []
+
+
+def test_noise_behind_every_layer_tells_a_network_that_amplifies_it() -> None:
+    torch.manual_seed(0)
+    steady = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)).eval()
+    rows = torch.randn(8, 16)
+
+    class Cancels(nn.Module):
+        """Subtracts two layers that agree in all but a thousandth."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(16, 16), nn.Linear(16, 16)
+            self.other.load_state_dict({k: 0.999 * v for k, v in self.one.state_dict().items()})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(x) - self.other(x)
+
+    assert 0.01 < error_of_noise(steady, (rows,), {}) < 0.05
+    assert error_of_noise(Cancels().eval(), (rows,), {}) > 5
+    assert torch.equal(steady(rows), steady(rows))  # the hooks are gone
+
+
+def test_cases_that_compare_in_float64_are_quantized_in_float32() -> None:
+    case = Case("net", net, lambda _: ((IMAGE,), {}), in_float64=True)
+
+    assert run_case(case, "inductor")["share"] == 1.0
