@@ -19,6 +19,7 @@ from benchmarks.accuracy.outcome import Outcome, outputs_of
 from benchmarks.accuracy.shares import openvino_share, torch_share
 from benchmarks.accuracy.subjects import Inputs, Subject
 from embedl_deploy.cli.console import quiet_libraries
+from embedl_deploy.cli.torchvision_schemas import define_torchvision_schemas
 
 
 def torchao_pt2e(subject: Subject) -> Outcome:
@@ -80,6 +81,7 @@ def _made_and_run(
 
     quiet_libraries()
     torch.set_num_threads(threads)
+    define_torchvision_schemas()  # a model of torchvision or transformers cannot be read without
     subject: Subject = pickle.loads(sent)
     quantized = make(subject)
     share = torch_share(quantized, subject.calibration[0])

@@ -23,6 +23,7 @@ _MOVES = frozenset(
 )
 _SCALES = (torch.ops.aten.mul.Tensor, torch.ops.aten.sub.Tensor)
 
+_ATTENTION = "ScaledDotProductAttention"
 _SPATIAL = frozenset({"Convolution", "GroupConvolution"})
 
 
@@ -99,7 +100,9 @@ def openvino_share(model: object) -> float:
     for op in cast("_Model", model).get_ordered_ops():  # its type stub lacks the method
         macs = _macs(op)
         total += macs
-        if macs and all(_is_integer(operand) for operand in list(_operands(op))[:2]):
+        # The probabilities inside attention are never rounded, whatever its operands are.
+        is_product = macs > 0 and op.get_type_name() != _ATTENTION
+        if is_product and all(_is_integer(operand) for operand in list(_operands(op))[:2]):
             covered += macs
     return covered / total if total else 0.0
 
@@ -112,6 +115,9 @@ def _macs(op: _Op) -> int:
     if kind == "MatMul":
         summed = -2 if op.get_attributes().get("transpose_a") else -1
         return math.prod(op.get_output_shape(0)) * list(op.get_input_shape(0))[summed]
+    if kind == _ATTENTION:
+        query, key, value = (list(op.get_input_shape(index)) for index in range(3))
+        return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
     return 0
 
 

@@ -169,3 +169,17 @@ def test_openvino_products_count_where_both_operands_are_codes() -> None:
 
     integers, floats = 36 * 4 * 27, 4 * 36 * 3
     assert openvino_share(model) == pytest.approx(integers / (integers + floats))
+
+
+def test_attention_that_openvino_runs_as_one_op_counts_as_float() -> None:
+    states = opset13.parameter([1, 2, 5, 8], np.float32)
+    low, high = (opset13.constant(np.float32(value)) for value in (-1, 1))
+    codes = opset13.fake_quantize(states, low, high, low, high, 256)
+    weight = opset13.convert(opset13.constant(np.ones((8, 8), np.int8)), "f32")
+    query = opset13.matmul(codes, weight, False, False)
+    rounded = opset13.fake_quantize(query, low, high, low, high, 256)
+    attended = opset13.scaled_dot_product_attention(rounded, rounded, rounded)
+    model = openvino.Model([attended], [states])  # pyright: ignore[reportGeneralTypeIssues]
+
+    linear, attention = 10 * 8 * 8, 10 * 5 * (8 + 8)
+    assert openvino_share(model) == pytest.approx(linear / (linear + attention))
