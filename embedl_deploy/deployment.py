@@ -97,7 +97,8 @@ def lower(
         TracingError: The model cannot be traced.
         PreconditionError: It is in training mode, or its quantizers are not calibrated.
         LoweringError: The examples do not fit the graph, or quantization would be simulated.
-        ValueError: An engine or backend is unknown.
+        ValueError: An engine or backend is unknown, or a setting is outside its range.
+        OutputPathError: ``cache_dir`` is no folder and cannot be made one.
         MissingDependencyError: An engine in ``engines`` needs a library that is not installed;
             the backend's own engines are left out then, with a note in the report.
     """

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from embedl_deploy.errors import (
     InputError,
     LoweringError,
     MissingDependencyError,
+    OutputPathError,
     PreconditionError,
 )
 from embedl_deploy.quantize import quantize
@@ -255,3 +258,27 @@ def test_the_model_stays_as_it_was(block: Block) -> None:
 
     assert all(torch.equal(value, before[name]) for name, value in block.state_dict().items())
     assert [parameter.requires_grad for parameter in block.parameters()] == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "because"),
+    [
+        ({"choose": "fastest"}, "choose must be 'first' or 'measure', got 'fastest'"),
+        ({"tolerance": -0.1}, "tolerance must be 0 or more, or None, got -0.1"),
+        ({"tolerance": float("nan")}, "tolerance must be 0 or more, or None, got nan"),
+        ({"time_budget_s": -1.0}, "time_budget_s must be 0 or more"),
+        ({"min_nodes": 0}, "min_nodes must be 1 or more, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(
+    block: Block, setting: dict[str, float], because: str
+) -> None:
+    with pytest.raises(ValueError, match=because):
+        lower(block, (X,), engines="eager", **setting)  # type: ignore[arg-type]
+
+
+def test_a_cache_that_is_no_folder_is_named(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+
+    with pytest.raises(OutputPathError, match=r"cache_dir must be a folder .*file: File exists"):
+        lower(block, (X,), engines="eager", cache_dir=tmp_path / "file")

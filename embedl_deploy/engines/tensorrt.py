@@ -18,7 +18,7 @@ from embedl_deploy.engines.inductor_build import first_line
 from embedl_deploy.engines.onnx_file import LARGEST_IN_ONE_FILE, write_onnx
 from embedl_deploy.engines.program import split_sample
 from embedl_deploy.engines.tensorrt_builder import built_engine, request_for
-from embedl_deploy.engines.tensorrt_config import TensorRTEngineConfig
+from embedl_deploy.engines.tensorrt_config import TensorRTEngineConfig, with_shared_timings
 from embedl_deploy.engines.tensorrt_library import (
     missing_packages,
     require_packages,
@@ -45,6 +45,8 @@ class TensorRTEngine(Engine):
     config_class = TensorRTEngineConfig
     config: TensorRTEngineConfig
     device_types = ("cuda",)
+    libraries = ("tensorrt",)
+    shares_cache = True
 
     STATE_FILE: ClassVar[str] = "file"
     """Key of a saved state: the built engine, or torch-tensorrt's program."""
@@ -91,13 +93,14 @@ class TensorRTEngine(Engine):
             self._run = compile_just_in_time(module, self.config, device)
             self._first_call(data[0])
             return
-        folder = working_folder(self, cache_dir)
+        config = with_shared_timings(self.config, cache_dir)
+        folder = working_folder(self, None)
         suffix = "engine" if self.config.route == "onnx" else "pt2"
         self._file = folder / f"tensorrt-{uuid.uuid4().hex}.{suffix}"
         if self.config.route == "onnx":
-            self._build_from_onnx(module, data[0], shapes, device)
+            self._build_from_onnx(module, data[0], shapes, device, config)
         else:
-            self._form = compile_ahead(module, data[0], shapes, self.config, device, self._file)
+            self._form = compile_ahead(module, data[0], shapes, config, device, self._file)
         self._open(device)
 
     def _first_call(self, sample: Sample) -> None:
@@ -110,7 +113,12 @@ class TensorRTEngine(Engine):
             ) from error
 
     def _build_from_onnx(
-        self, module: nn.Module, sample: Sample, shapes: object | None, device: torch.device
+        self,
+        module: nn.Module,
+        sample: Sample,
+        shapes: object | None,
+        device: torch.device,
+        config: TensorRTEngineConfig,
     ) -> None:
         assert self._file is not None, "its place was chosen"
         with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +131,7 @@ class TensorRTEngine(Engine):
                 external_above=LARGEST_IN_ONE_FILE,
             )
             profiles = profiles_of(written.form, written.names, sample)
-            request = request_for(written, profiles, self.config, device)
+            request = request_for(written, profiles, config, device)
             content = built_engine(request, tensorrt())
         self._file.write_bytes(content)
         self._form, self._names = written.form, written.names

@@ -1,7 +1,8 @@
 """What TensorRT is told: which route a module takes to it, and how engines are built."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, cast, get_args
 
 import torch
@@ -103,6 +104,15 @@ class TensorRTEngineConfig(EngineConfig):
             named = cast("Mapping[str, object]", settings)
             read["settings"] = {name: _dtype_or(value) for name, value in named.items()}
         return super().from_dict(read)
+
+
+def with_shared_timings(
+    config: TensorRTEngineConfig, cache_dir: Path | None
+) -> TensorRTEngineConfig:
+    """Returns ``config`` with the timings kept in ``cache_dir``, if it says no place for them."""
+    if cache_dir is None or config.timing_cache is not None:
+        return config
+    return replace(config, timing_cache=str(cache_dir / "tensorrt.timings"))
 
 
 def _dtype_or(value: object) -> object:

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedl_deploy.errors import CheckpointError
+from embedl_deploy.errors import CheckpointError, OutputPathError
 from embedl_deploy.files import write_aside
 from embedl_deploy.lowering.literals import Json
 from embedl_deploy.lowering.report import FailedBuild, Measurement
@@ -27,10 +27,19 @@ class EngineStore:
     """Keeps engines and choices in a folder; what is damaged there counts as missing.
 
     Engine files are code: a folder that others can write to runs what they put there.
+
+    Raises:
+        OutputPathError: There is no such folder, and none can be made.
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputPathError(
+                f"cache_dir must be a folder that exists or can be made, got {folder}: "
+                f"{error.strerror or error}"
+            ) from error
         self._folder = folder
 
     def engine_file(self, key: str) -> Path:

@@ -70,8 +70,10 @@ def partition(
         atomic: Groups of nodes that no cut may divide.
 
     Raises:
-        ValueError: An atomic group cannot run in one piece.
+        ValueError: An atomic group cannot run in one piece, or ``min_nodes`` is below 1.
     """
+    if min_nodes < 1:
+        raise ValueError(f"min_nodes must be 1 or more, got {min_nodes}")
     units = units_of(graph, atomic)
     choices = [_choices(nodes, takers, units.writers) for nodes in units.nodes]
     labels: list[str | None] = [choice[0] if choice else None for choice in choices]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from embedl_deploy.lowering.signature import SymbolRange
 
@@ -46,6 +46,12 @@ class BuildSettings:
     def __post_init__(self) -> None:
         if isinstance(self.builds, int) and self.builds < 1:
             raise ValueError(f"builds must be 1 or more, or an executor, got {self.builds}")
+        if self.choose not in get_args(Choose):
+            raise ValueError(f"choose must be 'first' or 'measure', got {self.choose!r}")
+        for name in ("tolerance", "time_budget_s"):
+            value: float | None = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must be 0 or more, or None, got {value}")
 
     def started(self) -> "BuildSettings":
         """Returns these settings with the clock of the time budget running."""

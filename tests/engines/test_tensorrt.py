@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import GraphModule, Node
 
+from embedl_deploy import lower, plan_lowering
+from embedl_deploy.backend import Backend
 from embedl_deploy.engines import TensorRTEngine, TensorRTEngineConfig
 from embedl_deploy.engines.engine import EngineState
 from embedl_deploy.engines.onnx_file import write_onnx
 from embedl_deploy.engines.program import exported_program, flat_graph, form_of
+from embedl_deploy.engines.tensorrt_config import with_shared_timings
 from embedl_deploy.engines.tensorrt_library import why_not
 from embedl_deploy.engines.tensorrt_torch import (
     compile_settings,
@@ -170,3 +173,25 @@ def test_torch_tensorrt_gets_inputs_in_their_structure_and_the_ranges_that_vary(
 
     assert args == [(((1, 8), (2, 8), (16, 8), torch.float32), sample[0][1])]
     assert kwargs == {"gate": ((1, 8), (2, 8), (16, 8), torch.float16)}
+
+
+def test_builds_into_one_folder_share_their_timings_unless_told_otherwise(tmp_path: Path) -> None:
+    own = TensorRTEngineConfig(timing_cache="mine")
+
+    shared = with_shared_timings(TensorRTEngineConfig(), tmp_path)
+
+    assert shared.timing_cache == str(tmp_path / "tensorrt.timings")
+    assert with_shared_timings(own, tmp_path) is own
+    assert with_shared_timings(own, None) is own
+    assert TensorRTEngine.shares_cache
+
+
+@without_library
+def test_asking_for_it_without_its_library_is_an_error_and_a_backend_leaves_it_out() -> None:
+    x = torch.randn(2, 4)
+    model = nn.Linear(4, 4).eval()
+
+    with pytest.raises(MissingDependencyError, match="TensorRTEngine needs tensorrt"):
+        lower(model, (x,), engines=["tensorrt", "eager"])
+    plan = plan_lowering(model, (x,), backend=Backend(name="mine", engines=("tensorrt", "eager")))
+    assert [part.engine for part in plan.subgraphs] == ["eager"]
