@@ -102,6 +102,25 @@ def candidates_from(
     return tuple(found)
 
 
+def require_settings(backends: object, quantization: object, tolerance: object) -> None:
+    """Checks what a user gave to a strategy.
+
+    Raises:
+        ValueError: A setting is of another type.
+    """
+    if backends is not None and not isinstance(backends, (list, tuple)):
+        raise ValueError(
+            f"backends must be a list of engines, such as ['openvino'], got {backends!r:.80}"
+        )
+    if quantization is not None and not isinstance(quantization, QuantConfig):
+        raise ValueError(f"quantization must be a QuantConfig or None, got {quantization!r:.80}")
+    if tolerance is not None and not isinstance(tolerance, Tolerance):
+        raise ValueError(
+            f"tolerance must be Tolerance(relative_error=..., cosine=...) or None, "
+            f"got {tolerance!r:.80}"
+        )
+
+
 def default_engines() -> tuple[Engine, ...]:
     """Returns what is tried unless told otherwise: what is installed here."""
     names = [name for name, package in _LIBRARIES.items() if importlib.util.find_spec(package)]

@@ -78,6 +78,7 @@ def load(
         ``obj``; its wrapper if it is itself a module that was tuned.
 
     Raises:
+        ValueError: ``device_map`` names another module, or no device.
         CheckpointError: The file is damaged, unsafe, made for another pipeline, other weights,
             another version or machine.
     """
@@ -86,6 +87,7 @@ def load(
     options = LoadOptions(tuple(engines), tuple(classes), trust_engines)
     loaded: list[tuple[Located, Module]] = []
     with ArchiveReader(Path(path)) as archive:
+        _require_names(archive, device_map)
         for entry in _entries(archive):
             found = _at_paths(entry, by_path)
             loaded.append((found, _module(entry, found, archive, device_map, options)))
@@ -168,6 +170,17 @@ def _with_content(graph: object, archive: ArchiveReader) -> dict[str, object]:
     if name is not None and not isinstance(name, str):
         raise CheckpointError(f"the table of graphs in {archive.path} is damaged")
     return {**entry, "archive": None if name is None else archive.read(name)}
+
+
+def _require_names(
+    archive: ArchiveReader, device_map: DeviceMap | torch.device | str | None
+) -> None:
+    if not isinstance(device_map, Mapping):
+        return
+    names = [str(entry.get("name")) for entry in _entries(archive)]
+    unknown = [name for name in device_map if name not in names]
+    if unknown:
+        raise ValueError(f"device_map names {unknown[0]!r}; the checkpoint has {', '.join(names)}")
 
 
 def _device(

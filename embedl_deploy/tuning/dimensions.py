@@ -19,6 +19,12 @@ class DynamicDim:
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise ValueError(f"the name of a dimension must be an identifier, got {self.name!r}")
+        if not all(
+            isinstance(size, int) for size in cast("tuple[object, ...]", (self.min, self.max))
+        ):
+            raise ValueError(
+                f"dimension {self.name!r} needs integers, got {self.min!r} and {self.max!r}"
+            )
         if not 1 <= self.min <= self.max:
             raise ValueError(
                 f"dimension {self.name!r} needs 1 <= min <= max, got min={self.min}, max={self.max}"

@@ -60,7 +60,15 @@ class ModulesInfo:
         Args:
             min_execution_percentage: The smallest share of the pipeline's time, from 0 to 1.
             limit: The largest number of modules.
+
+        Raises:
+            ValueError: The share is no share.
         """
+        if not 0 <= min_execution_percentage <= 1:
+            raise ValueError(
+                "min_execution_percentage is a share from 0 to 1, "
+                f"got {min_execution_percentage}: 10 % is 0.1"
+            )
         busy = [
             info
             for info in self.modules
@@ -136,8 +144,14 @@ def inspect(
         graph_breaks: Whether to try which modules can be traced whole.
 
     Raises:
-        ValueError: There is no module in ``obj``, or it cannot be called.
+        ValueError: There is no module in ``obj``, it cannot be called, or is to be run less than
+            once.
     """
+    if number_of_iterations < 1 or warmup_iterations < 0:
+        raise ValueError(
+            "need number_of_iterations >= 1 and warmup_iterations >= 0, "
+            f"got {number_of_iterations} and {warmup_iterations}"
+        )
     located = [found for found in modules_of(obj) if found.depth <= max_depth]
     if not located:
         raise ValueError(f"there is no module in {type(obj).__name__}: pass what holds them")
@@ -213,7 +227,7 @@ def _timed(
     for clock in clocks:
         clock.reset()
     start = time.perf_counter()
-    for _ in range(max(1, iterations)):
+    for _ in range(iterations):
         run(calls)
     return time.perf_counter() - start
 

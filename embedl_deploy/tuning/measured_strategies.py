@@ -10,7 +10,7 @@ from torch import nn
 from embedl_deploy.errors import TuningError
 from embedl_deploy.lowering import EngineChoice
 from embedl_deploy.quantization import QuantConfig
-from embedl_deploy.tuning.candidates import Candidate, Tolerance, candidates_from
+from embedl_deploy.tuning.candidates import Candidate, Tolerance, candidates_from, require_settings
 from embedl_deploy.tuning.graph_spec import GraphSpec
 from embedl_deploy.tuning.race import EAGER, is_faster, race
 from embedl_deploy.tuning.sample import Sample
@@ -43,6 +43,11 @@ class MeasuredStrategy(TuneStrategy):
 
     measure_s: float = 2.0
     """Seconds of timing, shared by all candidates."""
+
+    def __post_init__(self) -> None:
+        require_settings(self.backends, self.quantization, self.tolerance)
+        if not self.measure_s >= 0:
+            raise ValueError(f"measure_s must not be negative, got {self.measure_s}")
 
     def tune(
         self,
@@ -227,6 +232,7 @@ class LatencyBudgetStrategy(MeasuredStrategy):
     """The largest median latency of a call."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.budget_ms > 0:
             raise ValueError(f"budget_ms must be positive, got {self.budget_ms}")
 

@@ -16,9 +16,9 @@ from embedl_deploy.tuning.graph_spec import GraphSpec
 from embedl_deploy.tuning.measured_strategies import MinLatencyStrategy
 from embedl_deploy.tuning.module_core import ModuleCore
 from embedl_deploy.tuning.recording import Recorder
-from embedl_deploy.tuning.stand_in import StandIn
+from embedl_deploy.tuning.stand_in import StandIn, require_module
 from embedl_deploy.tuning.states import CURES, ModuleState
-from embedl_deploy.tuning.strategies import Strategies, chosen_strategies
+from embedl_deploy.tuning.strategies import Strategies, chosen_strategies, require_strategies
 from embedl_deploy.tuning.strategy import TuneStrategy
 from embedl_deploy.tuning.tuned_graph import TunedGraph, TuningReport
 from embedl_deploy.tuning.weights import weights_key
@@ -52,12 +52,15 @@ class Module(StandIn):
                 ``{"x": {0: BatchDim(1, 64)}}``.
 
         Raises:
-            ValueError: Both strategies are given, or the module is wrapped already.
+            ValueError: Both strategies are given or what is given is none, ``module`` is none, or
+                is wrapped already.
         """
+        require_strategies(strategy, strategies)
         if strategy is not None and strategies is not None:
             raise ValueError("give strategy or strategies, not both: the second is one per graph")
         if isinstance(module, Module):
             raise ValueError(f"{module.name!r} is wrapped already")
+        require_module(module)
         super().__init__(module)
         self.__dict__["_tuning_core"] = ModuleCore(
             module,

@@ -153,11 +153,11 @@ class ModuleCore:
         """Returns where to tune for: where the module is.
 
         Raises:
-            ValueError: ``device`` is elsewhere.
+            ValueError: ``device`` is elsewhere, or none.
         """
         weights: list[Tensor] = [*self.module.parameters(), *self.module.buffers()]
         here = weights[0].device if weights else None
-        wanted = here or torch.device("cpu") if device is None else torch.device(device)
+        wanted = here or torch.device("cpu") if device is None else device_from(device)
         if here is not None and (wanted.type, wanted.index or 0) != (here.type, here.index or 0):
             raise ValueError(
                 f"{self.name!r} is on {here}, asked to tune for {wanted}: move it there first, "
@@ -217,6 +217,18 @@ class ModuleCore:
             return output
 
         return forward
+
+
+def device_from(value: torch.device | str) -> torch.device:
+    """Returns a device by its name.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"not a device: {value!r:.80}; write 'cpu' or 'cuda:0'") from error
 
 
 def _has_hooks(module: nn.Module) -> bool:

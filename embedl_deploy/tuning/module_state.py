@@ -14,7 +14,7 @@ from embedl_deploy.engines.engine import Engine
 from embedl_deploy.errors import CheckpointError
 from embedl_deploy.lowering import LoweredModule
 from embedl_deploy.lowering.signature import TensorInput
-from embedl_deploy.tuning.module_core import ModuleCore
+from embedl_deploy.tuning.module_core import ModuleCore, device_from
 from embedl_deploy.tuning.report_data import graph_from_dict
 from embedl_deploy.tuning.tuned_graph import TuningReport
 from embedl_deploy.tuning.weights import weights_sum
@@ -120,10 +120,12 @@ def _loaded(
 
 
 def _device(saved: object, wanted: torch.device | str | None) -> torch.device:
+    if wanted is not None:
+        return device_from(wanted)
     try:
-        return torch.device(str(saved)) if wanted is None else torch.device(wanted)
+        return torch.device(str(saved))
     except RuntimeError as error:
-        raise CheckpointError(f"not a device: {saved!r}") from error
+        raise CheckpointError(f"the checkpoint names no device: {saved!r:.80}") from error
 
 
 def _mapping(value: object) -> Mapping[str, object]:

@@ -54,10 +54,12 @@ def wrap(
         ``obj``, changed in place; its wrapper if it is itself one of the modules.
 
     Raises:
-        ValueError: A module is not in ``obj``, is inside another one of them, or cannot be
-            replaced where it is.
+        ValueError: There is none, a module is not in ``obj``, is inside another one of them, or
+            cannot be replaced where it is.
     """
     located = modules_of(obj)
+    if not located:
+        raise ValueError(f"there is no module in {type(obj).__name__}: pass what holds them")
     chosen = _chosen(located, modules)
     _require_names([found.name for found in chosen], strategies, dynamic_shapes)
     result = obj

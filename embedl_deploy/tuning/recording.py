@@ -73,6 +73,11 @@ class Recorder:
 
     def __init__(self, signature: inspect.Signature, declared: DeclaredShapes | None) -> None:
         self._signature = _without_annotations(signature)
+        if declared is not None and not isinstance(cast("object", declared), Mapping):
+            raise ValueError(
+                "dynamic_shapes must be a dict by parameter of forward, such as "
+                f"{{'x': {{0: BatchDim(1, 64)}}}}, got {declared!r:.80}"
+            )
         self._declared = dict(declared or {})
         unknown = [name for name in self._declared if name not in signature.parameters]
         if unknown:

@@ -35,6 +35,16 @@ class _Container(Protocol):
     def __contains__(self, item: object) -> bool: ...
 
 
+def require_module(value: object) -> None:
+    """Checks what a user gave as a module.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(value, nn.Module):
+        raise ValueError(f"only a torch.nn.Module can be wrapped, got {value!r:.80}")
+
+
 class StandIn(nn.Module):
     """Has the weights, submodules, hooks and attributes of a module, which stays usable.
 
