@@ -18,7 +18,7 @@ from embedl_deploy.graph.text import graph_text
 from embedl_deploy.pattern_checks import PatternCheck, check_pattern
 from embedl_deploy.pattern_checks.random_values import randomize
 from embedl_deploy.rewriting import PassRecord, Pattern, apply_patterns
-from embedl_deploy.rewriting.expected import expected_graph
+from embedl_deploy.rewriting.expected import expected_graph, first_difference, leaf_graph
 from embedl_deploy.rewriting.explain import explain_graph
 from embedl_deploy.rewriting.verify import Verifier
 from embedl_deploy.tracing import trace
@@ -59,7 +59,7 @@ def check_rewrite(
         pattern: The rule.
         before: The model; its training flags are used as they are.
         expected: A module with the structure that must come out (fused modules and layers of
-            torch.nn are leaves), or the text that ``graph_text`` must give.
+            torch.nn are leaves), or the text that ``graph_text`` must give; names do not matter.
         example: Inputs of ``before``.
         kwargs: Keyword inputs of ``before``.
         relative: Largest allowed error of the outputs, relative to their norm.
@@ -81,10 +81,7 @@ def check_rewrite(
     graph_module.recompile()
     _assert_applied(graph_module, record, count, before=untouched, pattern=pattern)
     _assert_close(graph_module, graph_module(*args, **(kwargs or {})), wanted, relative)
-    if isinstance(expected, str):
-        _assert_text(graph_module, expected)
-    else:
-        assert_same_graph(graph_module, expected_graph(expected, args))
+    _assert_expected(graph_module, expected, args)
     _assert_metadata(graph_module)
     _assert_unchanged(model, state)
     again = apply_patterns(graph_module, [pattern])
@@ -137,16 +134,19 @@ def assert_same_graph(first: GraphModule, second: GraphModule) -> None:
     Raises:
         AssertionError: They differ; the message holds both printed graphs.
     """
-    matches = nx.is_isomorphic(
+    if not _is_same_graph(first, second):
+        raise AssertionError(
+            f"the graphs differ. Got:\n{graph_text(first)}\n\nexpected:\n{graph_text(second)}"
+        )
+
+
+def _is_same_graph(first: GraphModule, second: GraphModule) -> bool:
+    return nx.is_isomorphic(
         to_networkx(first),
         to_networkx(second),
         node_match=_equal,
         edge_match=_same_positions,
     )
-    if not matches:
-        raise AssertionError(
-            f"the graphs differ. Got:\n{graph_text(first)}\n\nexpected:\n{graph_text(second)}"
-        )
 
 
 def _as_args(example: Example) -> tuple[object, ...]:
@@ -194,10 +194,24 @@ def _assert_close(graph_module: GraphModule, got: object, wanted: object, allowe
         )
 
 
+def _assert_expected(
+    graph_module: GraphModule, expected: nn.Module | str, args: tuple[object, ...]
+) -> None:
+    if isinstance(expected, str):
+        _assert_text(graph_module, expected)
+        return
+    as_leaves = leaf_graph(expected, graph_module)
+    if as_leaves is None or not _is_same_graph(graph_module, as_leaves):
+        assert_same_graph(graph_module, expected_graph(expected, args))
+
+
 def _assert_text(graph_module: GraphModule, expected: str) -> None:
     got = graph_text(graph_module)
-    if got.strip() != expected.strip():
-        raise AssertionError(f"the printed graphs differ. Got:\n{got}\n\nexpected:\n{expected}")
+    difference = first_difference(got, expected)
+    if difference is not None:
+        raise AssertionError(
+            f"the printed graphs differ: {difference}. Got:\n{got}\n\nexpected:\n{expected}"
+        )
 
 
 def _assert_metadata(graph_module: GraphModule) -> None:

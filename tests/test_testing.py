@@ -3,7 +3,16 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from embedl_deploy.rewriting import Chain, Pattern, PatternMatch, Phase, Refusal
+from embedl_deploy.rewriting import (
+    Chain,
+    Input,
+    Named,
+    Op,
+    Pattern,
+    PatternMatch,
+    Phase,
+    Refusal,
+)
 from embedl_deploy.testing import (
     assert_same_graph,
     check_refusal,
@@ -196,3 +205,56 @@ def test_random_parameters_lie_between_half_and_one_and_a_half() -> None:
     assert model.get_buffer("1.num_batches_tracked") == 0
     first, second = (randomize(nn.Linear(4, 4)).state_dict()["weight"] for _ in range(2))
     assert torch.equal(first, second)
+
+
+class AsPixelUnshuffle(Pattern):
+    """Puts in a layer that tracing takes apart."""
+
+    phase = Phase.CONVERSION
+    tree = Op(aten.neg.default, Op(aten.pixel_unshuffle.default, Named("x", Input()), 2))
+
+    def replace(self, match: PatternMatch) -> Node:
+        layer = match.call_module(nn.PixelUnshuffle(2), match["x"])
+        return match.call_function(aten.mul.Tensor, layer, -1)
+
+
+class NegatedBlocks(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return -nn.functional.pixel_unshuffle(x, 2)
+
+
+class ScaledBlocks(nn.Module):
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.blocks = nn.PixelUnshuffle(2)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x) * self.scale
+
+
+SMALL = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(2))
+
+
+def test_expected_may_hold_a_layer_that_tracing_takes_apart() -> None:
+    check_rewrite(AsPixelUnshuffle, NegatedBlocks(), expected=ScaledBlocks(-1), example=SMALL)
+
+    with pytest.raises(AssertionError, match="the graphs differ"):
+        check_rewrite(AsPixelUnshuffle, NegatedBlocks(), expected=ScaledBlocks(2), example=SMALL)
+
+
+RENAMED = """
+%image: f32[1, 2, 4, 4] = input x
+%a: f32[1, 8, 2, 2] = PixelUnshuffle(downscale_factor=2)[some.path](%image)
+%b: f32[1, 8, 2, 2] = aten.mul.Tensor(%a, -1)
+return (%b)
+"""
+
+
+def test_names_in_an_expected_text_do_not_matter() -> None:
+    check_rewrite(AsPixelUnshuffle, NegatedBlocks(), expected=RENAMED, example=SMALL)
+
+    other = RENAMED.replace("(%a, -1)", "(%image, -1)")
+    differs = r"line 3 is '%mul.*-1\)', expected '%b.*%image, -1\)'"
+    with pytest.raises(AssertionError, match=differs):
+        check_rewrite(AsPixelUnshuffle, NegatedBlocks(), expected=other, example=SMALL)
