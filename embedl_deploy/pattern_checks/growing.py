@@ -13,7 +13,11 @@ from torch.fx.node import Argument
 from embedl_deploy.graph.nodes import Target, value_of
 from embedl_deploy.graph.traced_module import TracedModule
 from embedl_deploy.pattern_checks.layers import input_shape, make_layer
-from embedl_deploy.pattern_checks.literals import argument_value, fitting_literals
+from embedl_deploy.pattern_checks.literals import (
+    argument_value,
+    as_tracing_spells,
+    fitting_literals,
+)
 from embedl_deploy.pattern_checks.sketch import Sketch
 from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, OneOf, Wildcard, may_be_absent
 from embedl_deploy.rewriting.operands import COMMUTATIVE
@@ -130,7 +134,8 @@ class _Grower:
     def _op(self, tree: Op, feed: Node | None) -> Argument:
         if not tree.inputs:
             return self._call(tree.target, feed, cast("dict[str, Argument]", tree.literals))
-        args = [self.grow(inner, feed) for inner in tree.inputs]
+        grown = [self.grow(inner, feed) for inner in tree.inputs]
+        args = as_tracing_spells(_overload(cast("object", tree.target)), grown)
         if isinstance(tree.target, type) and issubclass(tree.target, nn.Module):
             first = args[0]
             if not isinstance(first, Node):

@@ -1,10 +1,14 @@
+# pyright: reportPrivateUsage=false
+# torch keeps schemas, code generators and the tables of a module private; there is no other door.
 """Values for the arguments of ATen ops that a tree leaves open."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from random import Random
 from typing import cast
 
 import torch
+from torch._ops import OpOverload
 from torch.fx.node import Argument
 
 _PLAIN: tuple[Argument, ...] = (0, 1, 2, 3, -1, 0.5, 1.0, 2.0, 1e-5, True, False, None)
@@ -31,7 +35,7 @@ def argument_value(name: str, kind: str, shape: tuple[int, ...], random: Random)
     }
     by_kind: dict[str, tuple[Argument, ...]] = {
         "ScalarType": (torch.float32, torch.float64),
-        "[]": ([1], [2]),
+        "List[int]": ([1], [0], [-1], [rank - 1]),
         "int": (0, 1, 2, -1),
         "bool": (True, False),
     }
@@ -39,6 +43,17 @@ def argument_value(name: str, kind: str, shape: tuple[int, ...], random: Random)
         return random.choice(by_name[name])
     likely = next((values for part, values in by_kind.items() if part in kind), None)
     return random.choice(likely or (0, 1, 0.5, 2.0))
+
+
+def as_tracing_spells(target: object, args: Sequence[Argument]) -> list[Argument]:
+    """Returns the arguments of a call with a list where the op takes one, as in traced graphs."""
+    if not isinstance(target, OpOverload):
+        return list(args)
+    kinds = [str(parameter.type) for parameter in target._schema.arguments]
+    return [
+        [value] if isinstance(value, int) and "List[int]" in kind else value
+        for value, kind in zip_longest(args, kinds[: len(args)], fillvalue="")
+    ]
 
 
 def fitting_literals(where: Callable[[object], bool] | None) -> list[Argument]:

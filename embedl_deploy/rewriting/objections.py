@@ -11,7 +11,7 @@ from embedl_deploy.graph.nodes import bound_arguments
 from embedl_deploy.rewriting.compose import Chain
 from embedl_deploy.rewriting.describe import describe, describe_value, link_name, short_label
 from embedl_deploy.rewriting.difference import Difference, differ
-from embedl_deploy.rewriting.operands import scales_are_plain
+from embedl_deploy.rewriting.operands import same_literal, scales_are_plain
 from embedl_deploy.rewriting.tree import Op, Tree
 from embedl_deploy.rewriting.what_if import failed_condition
 
@@ -36,7 +36,7 @@ def objections(tree: Op, node: Node) -> Iterator[Difference]:
     """Yields what an ``Op`` whose target fits does not like about a node."""
     bound = bound_arguments(node)
     for name, value in tree.literals.items():
-        if bound.get(name) != value:
+        if not same_literal(bound.get(name), value):
             cure = f"call it with {name}={value!r}, or leave {name!r} out of the tree's literals"
             found = repr(bound.get(name))
             yield differ("literal", node, f"{name}={value!r}", found, cure)

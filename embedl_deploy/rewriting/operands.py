@@ -3,6 +3,7 @@
 """The operands of a call: which may be swapped, which must have their defaults."""
 
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import torch
 from torch._ops import OpOverload
@@ -75,3 +76,12 @@ def rest_is_default(node: Node, listed: int, literals: Mapping[str, object]) -> 
         or (parameter.has_default_value() and bound[parameter.name] == parameter.default_value)
         for parameter in node.target._schema.arguments[listed:]
     )
+
+
+def same_literal(found: Argument, wanted: object) -> bool:
+    """Tells whether a literal is the one that a tree names: 2 is 2.0, -1 is [-1], 1 is not True."""
+    if isinstance(found, (list, tuple)) != isinstance(wanted, (list, tuple)):
+        alone, listed = (wanted, found) if isinstance(found, (list, tuple)) else (found, wanted)
+        is_integer = isinstance(alone, int) and not isinstance(alone, bool)
+        return is_integer and list(cast("list[object]", listed)) == [alone]
+    return isinstance(found, bool) == isinstance(wanted, bool) and found == wanted

@@ -16,6 +16,7 @@ from embedl_deploy.rewriting.operands import (
     open_inputs,
     operand_orders,
     rest_is_default,
+    same_literal,
     scales_are_plain,
 )
 from embedl_deploy.rewriting.targets import checked_target
@@ -118,7 +119,7 @@ class Op(Tree):
     def _admits_called(self, node: Node) -> bool:
         if self.literals:
             bound = bound_arguments(node)
-            if any(bound.get(name) != value for name, value in self.literals.items()):
+            if any(not same_literal(bound.get(name), v) for name, v in self.literals.items()):
                 return False
         if not self.inputs and not scales_are_plain(node, self.literals):
             return False
@@ -173,8 +174,7 @@ class Exactly(Tree):
         return ()
 
     def match(self, value: Argument, found: Found) -> Iterator[Step]:
-        same_kind = isinstance(value, bool) == isinstance(self.value, bool)
-        if not isinstance(value, Node) and same_kind and value == self.value:
+        if not isinstance(value, Node) and same_literal(value, self.value):
             yield found, ()
 
 

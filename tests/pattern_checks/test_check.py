@@ -225,3 +225,23 @@ class OnlyTwoProducts(TransposedProduct):
             captures={"a": a, "b": turned.all_input_nodes[0]},
             literals={"first": first, "second": second},
         )
+
+
+class DropMean(Pattern):
+    """Right: declines all; only its made-up graphs are looked at."""
+
+    phase = Phase.CONVERSION
+    tree = Op(ATEN.neg.default, Named("mean", Op(ATEN.mean.dim, Input(), Literal("dims"), True)))
+
+    def check(self, match: PatternMatch) -> Refusal | None:
+        assert isinstance(match.literal("dims"), list), "what traced graphs hold"
+        return None
+
+    def replace(self, match: PatternMatch) -> Node:
+        return match.call_function(ATEN.mul.Tensor, match["mean"], -1)
+
+
+def test_made_up_graphs_spell_arguments_as_tracing_does() -> None:
+    result = check_pattern(DropMean, max_examples=3)
+
+    assert result.positives == 3
