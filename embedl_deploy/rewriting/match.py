@@ -1,7 +1,8 @@
 """One place in a graph where a pattern fits."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
@@ -9,6 +10,7 @@ from torch.fx.node import Argument, Target
 
 from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import input_nodes, module_of
+from embedl_deploy.graph.record import has_record, record_of
 from embedl_deploy.rewriting.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -134,6 +136,7 @@ class PatternMatch:
             known = ", ".join(self.captures) or "none"
             raise PatternError(
                 f"{self.pattern.name} asks its match for {name!r}; captured here: {known}"
+                f"{self._optional(name)}"
             ) from None
 
     def module(self, name: str, kind: type[M]) -> M:
@@ -152,6 +155,7 @@ class PatternMatch:
             known = ", ".join(self.literals) or "none"
             raise PatternError(
                 f"{self.pattern.name} asks its match for literal {name!r}; captured here: {known}"
+                f"{self._optional(name)}"
             )
         return self.literals[name]
 
@@ -170,8 +174,40 @@ class PatternMatch:
             tensor: A parameter, or a tensor that becomes a buffer.
             name: The wished name; a free one is made from it.
             replaces: The keys of the model's state dict that it takes the place of.
+
+        Raises:
+            PatternError: The state dict has no such key.
         """
-        return self._building().get_attr(tensor, name, replaces)
+        builder = self._building()
+        if isinstance(cast("object", replaces), str):
+            raise PatternError(f"replaces is a tuple of keys, got {replaces!r}: write (key,)")
+        for key in () if self.scope else replaces:
+            self._require_key(key)
+        return builder.get_attr(tensor, name, replaces)
+
+    def _require_key(self, key: str) -> None:
+        """Asserts that the model's state dict has ``key``, or had it before earlier rewrites."""
+        earlier = record_of(self.graph_module).key_map if has_record(self.graph_module) else {}
+        if key in earlier or _has_state(self.graph_module, key):
+            return
+        known = [*earlier, *self.graph_module.state_dict()]
+        near = get_close_matches(key, known, n=1, cutoff=0.0)
+        nearest = f"; the nearest is {near[0]!r}" if near else ""
+        raise PatternError(
+            f"{self.pattern.name} says replaces={key!r}, which is no key of the model's state "
+            f"dict{nearest}"
+        )
+
+    def _optional(self, name: str) -> str:
+        """Returns why a name of the tree may be missing from a match, "" for any other name."""
+        from embedl_deploy.rewriting.tree_walk import optional_link
+
+        tree = self.pattern.tree
+        link = None if tree is None else optional_link(tree, name)
+        if link is None:
+            return ""
+        test = f": test {link!r} in match first" if link else ""
+        return f"; it sits in a part of the tree that may be absent{test}"
 
     def _building(self) -> Builder:
         if self.builder is None:
@@ -184,3 +220,11 @@ class PatternMatch:
     def __repr__(self) -> str:
         names = ", ".join(f"%{node.name}" for node in self.nodes)
         return f"PatternMatch({self.pattern.name} at {names})"
+
+
+def _has_state(model: nn.Module, key: str) -> bool:
+    """Tells whether ``model`` has a parameter or buffer at ``key``."""
+    value: object = model
+    for part in key.split("."):
+        value = getattr(value, part, None)
+    return isinstance(value, Tensor)

@@ -43,3 +43,19 @@ def captured_names(tree: Tree) -> tuple[str, ...]:
     """Returns the names under which ``tree`` captures nodes, literals left out."""
     names = (part.name_of() for part in all_trees(tree) if not isinstance(part, Literal))
     return tuple(dict.fromkeys(name for name in names if name is not None))
+
+
+def optional_link(tree: Tree, name: str) -> str | None:
+    """Returns the name of the optional part that captures ``name``, None where none does.
+
+    That is the link of a ``Maybe``, or ``name`` itself where it is one of several alternatives.
+    """
+    for part in all_trees(tree):
+        if isinstance(part, (Maybe, OneOf)) and name in _names(part):
+            link = part.tree.name_of() if isinstance(part, Maybe) else None
+            return link or (name if name in captured_names(tree) else "")
+    return None
+
+
+def _names(tree: Tree) -> set[str | None]:
+    return {part.name if isinstance(part, Literal) else part.name_of() for part in all_trees(tree)}

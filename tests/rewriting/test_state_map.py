@@ -1,5 +1,6 @@
 import copy
 import pickle
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -229,3 +230,34 @@ def test_only_rewrites_that_touch_parameters_keep_the_graph_from_before() -> Non
     assert record_of(folded).loader is not None
     assert record_of(folded).loader is record_of(copy.deepcopy(folded)).loader
     assert pickle.loads(pickle.dumps(record_of(folded))).loader is None
+
+
+class NamesAnotherKey(FoldNorm):
+    """Wrong: misspells the key that its new weight takes the place of."""
+
+    keys = ("0.wieght",)
+
+    def replace(self, match: PatternMatch) -> Node:
+        conv = match.module("conv", nn.Conv2d)
+        weight = match.get_attr(nn.Parameter(conv.weight.detach() * 2), "w", replaces=self.keys)
+        return match.call_function(ATEN.conv2d.default, match.inputs[0], weight, conv.bias)
+
+
+class NamesNoTuple(NamesAnotherKey):
+    keys = "0.weight"  # pyright: ignore[reportAssignmentType]  # wrong on purpose
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (NamesAnotherKey, "replaces='0.wieght', which is no key .*; the nearest is '0.weight'"),
+        (NamesNoTuple, "replaces is a tuple of keys, got '0.weight'"),
+    ],
+)
+def test_a_key_that_the_model_does_not_have_is_named(pattern: type[Pattern], message: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+
+    report = transform(model, (IMAGE,), patterns=[pattern]).report
+
+    (site,) = report.refusals()
+    assert re.search(message, site.reason or "")

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from embedl_deploy.errors import PatternError
 from embedl_deploy.rewriting import (
@@ -20,6 +20,8 @@ from embedl_deploy.rewriting import (
     Tree,
     Wildcard,
 )
+from embedl_deploy.rewriting.found import Found
+from embedl_deploy.rewriting.operands import same_literal
 from embedl_deploy.tracing import trace
 
 aten = torch.ops.aten
@@ -218,3 +220,48 @@ def test_a_target_that_no_node_runs_is_refused_at_once(
 ) -> None:
     with pytest.raises(PatternError, match=complaint):
         build()
+
+
+def test_a_number_stands_for_the_list_of_it_alone() -> None:
+    class Means(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean(-1)
+
+    root = next(
+        node
+        for node in trace(Means(), (torch.ones(2, 3),)).graph.nodes
+        if node.op == "call_function"
+    )
+
+    assert list(Op(aten.mean.dim, Input(), -1).match(root, Found()))
+    assert list(Op(aten.mean.dim, literals={"dim": -1}).match(root, Found()))
+    assert not list(Op(aten.mean.dim, Input(), 1).match(root, Found()))
+    assert same_literal(2, [2])
+    assert not same_literal(True, [1])
+    assert not same_literal([1, 2], 1)
+
+
+class ScaledMaybe(Pattern):
+    """Reads a literal of an optional link unasked."""
+
+    phase = Phase.FUSION
+    tree = Chain(act=nn.ReLU, scale=Maybe(Op(aten.mul.Tensor, ..., Literal("factor"))))
+
+    def replace(self, match: PatternMatch) -> Node:
+        return match.call_function(
+            aten.mul.Tensor, match["act"], float(str(match.literal("factor")))
+        )
+
+
+def test_says_that_what_is_asked_for_is_optional() -> None:
+    graph_module = trace(nn.Sequential(nn.ReLU()).eval(), (ROW,))
+    (root,) = graph_module.graph.find_nodes(op="call_module", target="0")
+    match = ScaledMaybe().match(root, graph_module)
+
+    assert isinstance(match, PatternMatch)
+    with pytest.raises(PatternError, match="may be absent: test 'scale' in match first"):
+        match.literal("factor")
+    with pytest.raises(PatternError, match="may be absent: test 'scale' in match first"):
+        match["scale"]
+    with pytest.raises(PatternError, match=r"captured here: act$"):
+        match["scales"]
