@@ -13,7 +13,7 @@ from embedl_deploy.errors import PreconditionError
 from embedl_deploy.graph.distance import relative_error
 from embedl_deploy.graph.evaluate import sample_value
 from embedl_deploy.graph.traced_module import TracedModule, structural_copy
-from embedl_deploy.rewriting.verify import COARSER, shown
+from embedl_deploy.rewriting.verify import COARSER, shown_change
 
 _DOUBLE_TOLERANCE = 1e-9
 """What rounding in float64 may move an output by, relative to its norm."""
@@ -98,7 +98,7 @@ class ModelCheck:
             return Moved(0.0, allowed, "no outputs")
         worst = max(range(len(errors)), key=errors.__getitem__)
         got, want = pairs[worst]
-        return Moved(errors[worst], allowed, f"{shown(want)} became {shown(got)}")
+        return Moved(errors[worst], allowed, shown_change(want, got))
 
     def agrees_in_double(self, graph_module: GraphModule) -> bool:
         """Tells whether the difference is rounding alone, which the model itself makes large.

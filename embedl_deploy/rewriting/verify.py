@@ -25,6 +25,9 @@ ROLLED_BACK = "rolled back"
 _LARGEST_REGION = 200
 _NARROW = "size-1"
 
+_MOST_SHOWN = 3
+_NOTICEABLE = 0.1
+
 COARSER = {torch.float16: 50.0, torch.bfloat16: 400.0}
 """How much more than float32 a dtype rounds: the pattern's tolerance grows by it."""
 
@@ -90,7 +93,7 @@ def _compare(
         if not error <= allowed:
             return Refusal(
                 f"{ROLLED_BACK}: on {kind} inputs the output moved by {error:.1e}, allowed "
-                f"{allowed:.1e} ({shown(expected)} became {shown(found)})",
+                f"{allowed:.1e} ({shown_change(expected, found)})",
                 old,
             )
     return None
@@ -188,11 +191,27 @@ def _first_of_one(value: Tensor) -> Tensor:
     return value[:1] if value.dim() > 1 and value.shape[0] > 1 else value
 
 
-def shown(value: object) -> str:
-    """Returns the first numbers of a tensor, for messages."""
+def shown_change(before: object, after: object) -> str:
+    """Returns the first elements in which two tensors differ, by index, for messages."""
+    if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+        return f"{_shown(before)} became {_shown(after)}"
+    old, new = before.detach(), after.detach()
+    if old.shape != new.shape or old.numel() < 2:
+        return f"{_shown(old)} became {_shown(new)}"
+    gap = (old.double() - new.double()).abs().nan_to_num(float("inf"))
+    # Rounding moves every element: what counts is what moved about as far as anything did.
+    moved = (gap >= gap.max() * _NOTICEABLE).nonzero()
+    listed = cast("list[list[int]]", moved[:_MOST_SHOWN].tolist())
+    places = ", ".join(map(str, listed))
+    rest = f" and {len(moved) - _MOST_SHOWN} more" if len(moved) > _MOST_SHOWN else ""
+    first = tuple(moved.T)
+    return f"{places}{rest}: {_shown(old[first])} became {_shown(new[first])}"
+
+
+def _shown(value: object) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
-    flat = cast("list[float]", value.detach().flatten()[:3].tolist())
+    flat = cast("list[float]", value.detach().flatten()[:_MOST_SHOWN].tolist())
     shown = ", ".join(f"{item:.4g}" for item in flat)
     return f"[{shown}, …]" if value.numel() > len(flat) else f"[{shown}]"
 

@@ -9,6 +9,7 @@ from embedl_deploy.errors import PreconditionError, VerificationError
 from embedl_deploy.graph.distance import relative_error
 from embedl_deploy.patterns import FuseConvNorm, FuseLinearActivation
 from embedl_deploy.rewriting import Chain, Input, Op, Pattern, PatternMatch, Phase, Refusal
+from embedl_deploy.rewriting.verify import shown_change
 from embedl_deploy.testing import randomize
 from embedl_deploy.tracing import trace
 from embedl_deploy.transformation import (
@@ -338,3 +339,13 @@ def test_a_model_that_takes_no_random_inputs_asks_for_its_own() -> None:
     with pytest.raises(PreconditionError, match="pass args and kwargs"):
         transform(graph, patterns=[FuseLinearActivation], verify=True)
     assert transform(graph, (boxes,), patterns=[FuseLinearActivation], verify=True).report.counts()
+
+
+def test_the_values_shown_are_the_first_that_differ() -> None:
+    before = torch.arange(12.0).reshape(3, 4)
+    after = before + 1e-7
+    after[1, 2] = -5.0
+
+    assert shown_change(before, after) == "[1, 2]: [6] became [-5]"
+    assert shown_change(before, after[:2]) == "[0, 1, 2, …] became [1e-07, 1, 2, …]"
+    assert shown_change(before, -before - 9).startswith("[0, 0], [0, 1], [0, 2] and 9 more: [0, 1")
