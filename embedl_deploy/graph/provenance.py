@@ -1,6 +1,7 @@
 """Which rule made a node, from which nodes, from which line of the user's model."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch.fx import Node
 
@@ -11,8 +12,7 @@ _KEY = "rewrites"
 _MADE_AS = "made_as"
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """A node as it was when a rewrite consumed it."""
 
     name: str
@@ -25,8 +25,7 @@ class Origin:
     """``file:line`` of the user's code that made it, None if tracing did not record it."""
 
 
-@dataclass(frozen=True)
-class Rewrite:
+class Rewrite(NamedTuple):
     """One application of a pattern."""
 
     pattern: str

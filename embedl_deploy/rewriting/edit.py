@@ -121,12 +121,15 @@ def _config(module: nn.Module) -> object:
     held = (*module._parameters.values(), *module._buffers.values())
     shapes = tuple(_tensor_key(tensor) for tensor in held if tensor is not None)
     settings = tuple(
-        (name, value if isinstance(value, (bool, int, float, str)) else repr(value))
+        (name, value if value.__class__ in _ATOMS else repr(value))
         for name, value in module.__dict__.items()
         if name[0] != "_" and not isinstance(value, nn.Module)
     )
     return (type(module), settings, shapes, tuple(inner))
 
+
+_ATOMS = frozenset({bool, int, float, str, type(None)})
+"""Kinds of settings that are compared as they are."""
 
 _KEPT = ("stack_trace", "nn_module_stack")
 """What a new node takes over from the first node that it replaces."""

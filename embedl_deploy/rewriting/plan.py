@@ -161,11 +161,13 @@ def apply_plan(
     verify: bool | Literal["raise"] = False,
     args: tuple[object, ...] | None = None,
     kwargs: Mapping[str, object] | None = None,
+    deferred: bool = False,
 ) -> tuple[TracedModule, TransformationReport]:
     """Returns the rewritten copy of ``plan.model`` and the report of what was done.
 
     With ``verify`` every site is checked, and the whole model on ``args`` and ``kwargs`` (random
-    inputs if neither is given) after each stage; see ``verified.apply_verified``.
+    inputs if neither is given) after each stage; see ``verified.apply_verified``. With ``deferred``
+    the copy's Python code is not written yet, see ``TracedModule.finish``.
     """
     if verify:
         from embedl_deploy.rewriting.verified import apply_verified
@@ -178,10 +180,11 @@ def apply_plan(
     else:
         result = structural_copy(plan.model, deferred=True)
         records = _replay(plan, result)
-    return finished(plan, result, records)
+    model, report = recorded(plan, result, records)
+    return (model if deferred else model.finish()), report
 
 
-def finished(
+def recorded(
     plan: TransformationPlan,
     result: TracedModule,
     records: tuple[PassRecord, ...],
@@ -199,7 +202,7 @@ def finished(
         coverage=_coverage(plan.model, records),
     )
     record.report = report
-    return result.finish(), report
+    return result, report
 
 
 def _run_stage(

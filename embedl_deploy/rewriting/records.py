@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import nn
 from torch.fx import GraphModule
@@ -14,8 +15,7 @@ from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.refusal import Refusal
 
 
-@dataclass(frozen=True)
-class SiteRecord:
+class SiteRecord(NamedTuple):
     """One match: where it stood and what became of it."""
 
     stage: str

@@ -14,7 +14,7 @@ from embedl_deploy.rewriting.model_check import ModelCheck, Moved
 from embedl_deploy.rewriting.plan import (
     SiteKey,
     TransformationPlan,
-    finished,
+    recorded,
     site_key,
     with_lost,
 )
@@ -69,7 +69,8 @@ def apply_verified(
         if key in replay.wanted:
             replay.wanted[key].apply, replay.wanted[key].refusal = False, refusal
     complete = tuple(with_lost(record, lost, plan, records) for record in records)
-    return finished(plan, result, complete, tuple(replay.notes))
+    model, report = recorded(plan, result, complete, tuple(replay.notes))
+    return model.finish(), report
 
 
 @dataclass
