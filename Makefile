@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test test-all bench bench-engines bench-tuning accuracy zoo zoo-quantized zoo-plans golden
+.PHONY: help install demo check test test-all bench bench-sites bench-engines bench-tuning accuracy zoo zoo-quantized zoo-plans golden
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1 \t\2/' | expand -t 16
@@ -36,6 +36,9 @@ test-all: $(STAMP) ## Every test, also the slow ones and those that need a GPU o
 
 bench: $(STAMP) ## Measures int8 on this machine and writes benchmarks/results/*.json
 	$(BIN)/python -m benchmarks.latency
+
+bench-sites: $(STAMP) ## Measures single layers in int8 against bf16, judges what was predicted, writes results/sites.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sites
 
 bench-engines: $(STAMP) ## Measures every engine of this machine, writes benchmarks/results/engines.json
 	$(BIN)/python -m benchmarks.engines

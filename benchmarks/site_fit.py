@@ -17,7 +17,16 @@ from rich.console import Console
 from rich.pretty import Pretty
 from scipy.optimize import nnls  # pyright: ignore[reportUnknownVariableType]  # untyped
 
-from benchmarks.site_rows import RESULTS, Row, fitted_rows, is_steady, read, rows_in, site_in
+from benchmarks.site_rows import (
+    RESULTS,
+    Row,
+    fitted_rows,
+    is_steady,
+    read,
+    rows_in,
+    site_in,
+    time_us,
+)
 from embedl_deploy.backends.x86_costs import X86_VNNI_COSTS
 from embedl_deploy.quantization.costs import (
     KernelCost,
@@ -49,7 +58,7 @@ def _fit(rows: Sequence[Row], short: ShortType) -> PrecisionCosts:
     Each row is one equation, Σ cost · amount = time, divided by the time: relative errors count.
     """
     terms = [terms_of(site_in(row), X86_VNNI_COSTS, short) for row in rows]
-    times = np.array([1e3 * cast("float", row[f"{short}_p10_ms"]) for row in rows])
+    times = np.array([time_us(row, short) for row in rows])
     families = sorted({term.family for term in terms})
     amounts = np.array([_amounts(term, families) for term in terms])
     found = cast("list[float]", nnls(amounts / times[:, None], np.ones(len(rows)))[0].tolist())
@@ -58,7 +67,7 @@ def _fit(rows: Sequence[Row], short: ShortType) -> PrecisionCosts:
         family: KernelCost(*own[2 * index : 2 * index + 2]) for index, family in enumerate(families)
     }
     if short == "int8":
-        del kernels["matmul"]  # none ran: a float kernel did, between conversions
+        kernels.pop("matmul", None)  # none ran: a float kernel did, between conversions
     return PrecisionCosts(kernels, *shared)
 
 

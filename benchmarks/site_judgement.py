@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
-from benchmarks.site_rows import Row, site_in
+from benchmarks.site_rows import Row, site_in, time_us
 from embedl_deploy.quantization.costs import TargetCosts, family_of, predict
 from embedl_deploy.quantization.site import Site
 from embedl_deploy.tuning.machine import JsonValue
@@ -73,7 +72,7 @@ def family_in(row: Row) -> str:
 
 def gain_of(row: Row) -> float:
     """Returns how many times faster int8 was measured than bfloat16."""
-    return cast("float", row["bf16_p10_ms"]) / cast("float", row["int8_p10_ms"])
+    return time_us(row, "bf16") / time_us(row, "int8")
 
 
 def wrong_in(rows: Sequence[Row], costs: TargetCosts) -> list[tuple[Site, float, float]]:

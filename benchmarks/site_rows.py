@@ -34,6 +34,12 @@ JUDGED = (
 )
 """Those whose sites judge it, and that the fit never reads."""
 
+OVERHEAD_US = {"int8": 11.2, "bf16": 5.5}
+"""What calling compiled code from Python adds to a call, by ``python -m benchmarks.site_packages``.
+
+A package built ahead of time, as the engine builds it, does not have it; building one per site
+would take a minute each."""
+
 Row = dict[str, JsonValue]
 
 
@@ -51,6 +57,11 @@ def site_in(row: Row) -> Site:
     """Returns the site of a row as it was written."""
     fields = cast("dict[str, object]", row["site"])
     return Site(**{key: _tuples(value) for key, value in fields.items()})  # pyright: ignore[reportArgumentType]  # as asdict wrote it
+
+
+def time_us(row: Row, short: str) -> float:
+    """Returns what a site takes in one precision, Python's share taken off."""
+    return max(1.0, 1e3 * cast("float", row[f"{short}_p10_ms"]) - OVERHEAD_US[short])
 
 
 def is_measured(row: Row) -> bool:

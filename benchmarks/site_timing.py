@@ -18,8 +18,8 @@ Runner = Callable[[list[Tensor]], object]
 def measure(site: Site, seconds: float, rounds: int = 12) -> dict[str, JsonValue]:
     """Returns the median of both precisions in milliseconds, and the int8 kernels that ran."""
     kernels: dict[str, int] = {}
-    integer = _call(IntegerSite(site), inputs_of(site, integer=True), kernels)
-    short = _call(FloatSite(site), inputs_of(site, integer=False), {})
+    integer = compiled_call(IntegerSite(site), inputs_of(site, integer=True), kernels)
+    short = compiled_call(FloatSite(site), inputs_of(site, integer=False), {})
     with torch.no_grad():
         timings = measure_in_rotation(
             {"int8": timed(integer), "bf16": timed(short)}, max_rounds=rounds, budget_s=seconds
@@ -34,13 +34,24 @@ def measure(site: Site, seconds: float, rounds: int = 12) -> dict[str, JsonValue
     }
 
 
-def _call(module: nn.Module, inputs: list[Tensor], kernels: dict[str, int]) -> Callable[[], object]:
+def compiled_call(
+    module: nn.Module, inputs: list[Tensor], kernels: dict[str, int]
+) -> Callable[[], object]:
     """Returns a call of the compiled code itself, without torch.compile's guards."""
     run = _compiled(module, inputs, kernels)
     return lambda: run(list(inputs))
 
 
 def _compiled(module: nn.Module, inputs: list[Tensor], kernels: dict[str, int]) -> Runner:
+    read = ReadsOne(module) if len(inputs) == 1 else ReadsTwo(module)
+    tracer = torch.fx.Tracer()
+    tracer.proxy_buffer_attributes = True  # else what is computed from weights is traced away
+    traced = torch.fx.GraphModule(read.eval(), tracer.trace(read))
+    with inductor_settings({"cpp.enable_kernel_profile": False}, freezing=True, counted=kernels):
+        return _inner_code(traced, inputs)
+
+
+def _inner_code(traced: torch.fx.GraphModule, inputs: list[Tensor]) -> Runner:
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
     from torch._inductor.output_code import OutputCode
 
@@ -51,20 +62,13 @@ def _compiled(module: nn.Module, inputs: list[Tensor], kernels: dict[str, int]) 
         made.append(cast("Runner", graph))
         return graph
 
-    read = _ReadsOne(module) if len(inputs) == 1 else _ReadsTwo(module)
-    tracer = torch.fx.Tracer()
-    tracer.proxy_buffer_attributes = True  # else what is computed from weights is traced away
-    traced = torch.fx.GraphModule(read.eval(), tracer.trace(read))
-    with inductor_settings({"cpp.enable_kernel_profile": False}, freezing=True, counted=kernels):
-        call = cast(
-            "Callable[..., Sequence[Tensor]]", compile_fx(traced, inputs, inner_compile=keep)
-        )
-        call(*inputs)
+    call = cast("Callable[..., Sequence[Tensor]]", compile_fx(traced, inputs, inner_compile=keep))
+    call(*inputs)
     graph = made[-1]
     return cast("Runner", getattr(graph, "current_callable", None) or graph)
 
 
-class _ReadsOne(nn.Module):
+class ReadsOne(nn.Module):
     """Fixes the number of inputs, which fx cannot see from a default."""
 
     def __init__(self, site: nn.Module) -> None:
@@ -75,6 +79,8 @@ class _ReadsOne(nn.Module):
         return self.site(x)
 
 
-class _ReadsTwo(_ReadsOne):
+class ReadsTwo(ReadsOne):
+    """The same for two inputs."""
+
     def forward(self, x: Tensor, other: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  # one more input
         return self.site(x, other)

@@ -3,10 +3,11 @@
     OMP_NUM_THREADS=1 python -m benchmarks.sites [--only NAME-PART] [--seconds 0.4] [--output FILE]
 
 Takes every convolution, linear layer and matrix product of some models, each combination of
-shape, attributes and neighbours once, and times it in rotating blocks of 20 calls; what counts is
-the tenth percentile, because the machine may be shared. What the file holds already is not
-measured again, unless something disturbed it; ``--judge`` measures nothing. The table of costs
-is fitted to the sites of ``FITTED``; those that only ``JUDGED`` have tell how good it is.
+shape, attributes and neighbours once, and times it in rotating blocks of 20 calls. What counts is
+the tenth percentile, because the machine may be shared, less what calling from Python adds. What
+the file holds already is not measured again, unless something disturbed it; ``--judge`` measures
+nothing. The table of costs is fitted to the sites of ``FITTED``; those that only ``JUDGED`` have
+tell how good it is.
 """
 
 import argparse
