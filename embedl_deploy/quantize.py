@@ -260,4 +260,5 @@ def _transformed(
     """Returns a transformed graph whose module objects are its own."""
     if isinstance(model, GraphModule) and has_record(model):
         return own_modules(model)
-    return own_modules(transform(model, args, kwargs, backend=backend).model)
+    # Tracing made its layers anew, around the user's parameters.
+    return transform(model, args, kwargs, backend=backend).model
