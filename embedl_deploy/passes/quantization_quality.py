@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from embedl_deploy.errors import CalibrationError, PreconditionError
+from embedl_deploy.graph.computed_weight import COMPUTATIONS
 from embedl_deploy.graph.macs import macs_of
 from embedl_deploy.graph.nodes import dtype_of, module_of, module_path, source_line
 from embedl_deploy.graph.record import has_record
@@ -16,7 +17,7 @@ from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.passes.calibration import ForwardLoop, run_forward_loop
 from embedl_deploy.passes.predicted_speed import prediction_at
 from embedl_deploy.passes.qdq_check import reasons_in
-from embedl_deploy.passes.qdq_view import Layer, Rounding, view_of
+from embedl_deploy.passes.qdq_view import Layer, QdqView, Rounding, view_of
 from embedl_deploy.passes.rounding_errors import ErrorMeter, Errors, LayerError, decibels
 from embedl_deploy.quantization.report import LayerQuality, QuantizationReport
 from embedl_deploy.quantization.stub import stubs_of
@@ -42,7 +43,8 @@ def quality_of(model: GraphModule, data: ForwardLoop) -> QuantizationReport:
     errors = meter.errors
     if errors.batches == 0:
         raise CalibrationError("the data never ran the model: pass at least one batch")
-    layers = view_of(model).layers
+    view = view_of(model)
+    layers = view.layers
     reasons = reasons_in(model)
     named = cast("Iterable[tuple[str, nn.Module]]", model.named_modules())
     names = {module: name for name, module in named}
@@ -61,7 +63,24 @@ def quality_of(model: GraphModule, data: ForwardLoop) -> QuantizationReport:
         dict(macs.most_common()),
         stored_bytes(model),
         errors.batches,
+        precisions_of(view),
     )
+
+
+def precisions_of(view: QdqView) -> dict[str, str]:
+    """Returns what each node computes in, by its name.
+
+    A layer has the precision of its operands. Anything else has that of what it yields: of the
+    codes where it is a quantizer or moves what one made, else its dtype.
+    """
+    found: dict[str, str] = {}
+    for node in view.graph_module.graph.nodes:
+        layer, rounding = view.layers.get(node), view.rounding_behind(node)
+        if layer is None and rounding is not None:
+            found[node.name] = _bits(rounding)
+        elif layer is not None or (node.op != "output" and dtype_of(node) is not None):
+            found[node.name] = _precision(node, layer)
+    return found
 
 
 def _require_quantized(model: GraphModule) -> None:
@@ -146,15 +165,20 @@ def stored_bytes(model: GraphModule) -> dict[str, int]:
     """Returns the bytes of all parameters by precision, each tensor once."""
     found: Counter[str] = Counter()
     seen: set[int] = set()
+    sources: set[int] = set()
     for module in model.modules():
         quantizer = module.weight_fake_quant if isinstance(module, WeightedFused) else None
         if isinstance(module, WeightedFused) and isinstance(quantizer, WeightFakeQuantize):
-            weight = getattr(module.weighted, "weight", None)
-            if id(weight) not in seen:
-                seen.add(id(weight))
+            children = dict(module.weighted.named_children())
+            computation = children.get(COMPUTATIONS["weight"])
+            if computation is not None:  # stored as what it gives, not as what it is made of
+                sources.update(id(parameter) for parameter in computation.parameters())
+            key = id(module.weighted if computation else getattr(module.weighted, "weight", None))
+            if key not in seen:
+                seen.add(key)
                 found[quantizer.config.precision.value] += weight_bytes(module)
     for parameter in model.parameters():
-        if id(parameter) not in seen:
+        if id(parameter) not in seen | sources:
             name = str(parameter.dtype).removeprefix("torch.")
             found[name] += parameter.numel() * parameter.element_size()
     return dict(found.most_common())

@@ -1,8 +1,10 @@
 """What quantization cost and what it reached, as data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from embedl_deploy.quantization.costs import Prediction
+
+_FLOATS = ("float64", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class LayerQuality:
 
     Made before anything is built, and for a layer left in float too."""
 
+    @property
+    def is_float(self) -> bool:
+        """Whether both of its operands are in float."""
+        return self.precision in _FLOATS
+
 
 @dataclass(frozen=True)
 class QuantizationReport:
@@ -62,10 +69,23 @@ class QuantizationReport:
     batches: int
     """How many batches the figures come from."""
 
+    nodes: dict[str, str] = field(default_factory=dict[str, str])
+    """The precision of every node that yields a tensor, by its name, in graph order."""
+
     def share_of_macs(self, precision: str) -> float:
         """Returns the share of the multiply-accumulates that run in a precision, 0 to 1."""
         total = sum(self.macs.values())
         return self.macs.get(precision, 0) / total if total else 0.0
+
+    def share_of_bytes(self, precision: str) -> float:
+        """Returns the share of the stored parameters that are in a precision, 0 to 1."""
+        total = sum(self.bytes.values())
+        return self.bytes.get(precision, 0) / total if total else 0.0
+
+    def in_float(self) -> tuple[LayerQuality, ...]:
+        """Returns the layers that stayed in float, largest first, each with its reason."""
+        layers = [layer for layer in self.layers if layer.is_float]
+        return tuple(sorted(layers, key=lambda layer: -layer.macs))
 
     def predicted_slower(self) -> tuple[LayerQuality, ...]:
         """Returns the int8 layers that bfloat16 is expected to run faster, largest loss first."""

@@ -143,6 +143,8 @@ def test_what_stays_in_float_has_a_reason() -> None:
     assert all("no quantized pattern" in str(layer.reason) for layer in products)
     assert sum(report.macs.values()) == sum(layer.macs for layer in report.layers)
     assert report.share_of_macs("int8") + report.share_of_macs("float32") == pytest.approx(1.0)
+    assert set(report.in_float()) == {body, *products}
+    assert [layer.macs for layer in report.in_float()] == [16384 * 4, 16384 * 4, 36864]
 
 
 @pytest.mark.parametrize("part", ["activation", "weight"])
@@ -186,3 +188,43 @@ def test_tables_show_every_layer_and_every_precision() -> None:
     assert "multiply-accumulates in int8" in text
     assert f"{report.output_snr_db:.1f} dB" in text
     assert all((layer.module or layer.node) in text for layer in report.layers)
+
+
+def test_every_node_that_yields_a_tensor_has_a_precision() -> None:
+    model = quantized(QuantConfig(skip=ModulesToSkip(stub={"body"}, weight={"body"})))
+
+    report = quantization_report(model, BATCHES[:1])
+
+    nodes = [node for node in model.graph.nodes if node.op != "output"]
+    assert list(report.nodes) == [node.name for node in nodes]
+    stubs = [node.name for node in nodes if isinstance(module_of(node), QuantStub)]
+    low = [name for name, precision in report.nodes.items() if precision == "int8"]
+    layers = [layer.node for layer in report.layers if layer.precision == "int8"]
+    assert sorted(low) == sorted([*stubs, *layers])
+    assert report.nodes["matmul"] == report.nodes["x"] == "float32"
+
+
+def test_bytes_are_those_of_each_weight_as_it_is_stored() -> None:
+    report = quantization_report(quantized(), BATCHES[:1])
+
+    weights, scales, biases = 4 * 27 + 4 * 36 + 5 * 4, 4 * (4 + 4 + 5), 4 * (4 + 4 + 5)
+    assert report.bytes == {"int8": weights + scales, "float32": biases}
+    assert report.share_of_bytes("int8") == pytest.approx(1 - report.share_of_bytes("float32"))
+
+
+def test_a_weight_in_parts_is_stored_once() -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 2, bias=False, batch_first=True)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.attention(x, y, y)[0]
+
+    rows = torch.randn(2, 2, 3, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    config = QuantConfig(smooth=None)
+    model = quantize(Looks().eval(), rows, config, [rows], backend=INDUCTOR)
+
+    report = quantization_report(model, [rows])
+
+    assert report.bytes == {"int8": 4 * 16 * 16 + 4 * 4 * 16}
