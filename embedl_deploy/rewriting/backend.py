@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from embedl_deploy.rewriting.contract import require_several
 from embedl_deploy.rewriting.pattern import Pattern
 from embedl_deploy.rewriting.phase import Phase
 
@@ -40,6 +41,7 @@ class Backend:
 
     def __post_init__(self) -> None:
         for field, phase in _FIELDS.items():
+            require_several(getattr(self, field), f"{field} of backend {self.name!r}")
             patterns = tuple(getattr(self, field))
             for pattern in patterns:
                 self._check_phase(field, phase, pattern)

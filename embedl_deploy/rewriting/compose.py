@@ -11,7 +11,7 @@ from torch.fx.node import Argument
 from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import Target, callee_of, input_nodes, is_call, runs
 from embedl_deploy.rewriting.found import Found, Step
-from embedl_deploy.rewriting.targets import checked_target
+from embedl_deploy.rewriting.targets import checked_target, require_condition
 from embedl_deploy.rewriting.tree import Named, Op, Spec, Tree, as_operand, as_tree
 
 
@@ -165,6 +165,7 @@ class Wildcard(Tree):
         if check is not None:
             listed = cast("tuple[object, ...]", check if isinstance(check, tuple) else (check,))
             self.targets = tuple(checked_target(item) for item in listed)
+        require_condition("Wildcard", where)
         self.where = where
         self.least, self.most = _bounds(quantifier)
 

@@ -1,12 +1,13 @@
 """Conditions for ``where=`` that can say what they ask for and what they found."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
+from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import dtype_of, module_of, shape_of, value_of
 from embedl_deploy.rewriting.difference import Aspect
 
@@ -34,12 +35,20 @@ class Condition(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class HasDtype:
-    """The node yields one tensor of one of these dtypes."""
+    """The node yields one tensor of one of these dtypes, listed or in a tuple."""
 
     dtypes: tuple[torch.dtype, ...]
     aspect: Aspect = "dtype"
+
+    def __init__(self, *dtypes: torch.dtype | tuple[torch.dtype, ...]) -> None:
+        listed = tuple(dtype for given in dtypes for dtype in _several(given))
+        if not listed or not all(isinstance(dtype, torch.dtype) for dtype in listed):
+            raise PatternError(
+                f"HasDtype takes dtypes, got {dtypes!r}: write HasDtype(torch.float32)"
+            )
+        object.__setattr__(self, "dtypes", listed)
 
     @property
     def expected(self) -> str:
@@ -128,11 +137,20 @@ class IsEval:
         return module is not None and not module.training
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class All:
-    """Every one of several conditions."""
+    """Every one of several conditions of this module, listed or in a tuple."""
 
     conditions: tuple[Condition, ...]
+
+    def __init__(self, *conditions: Condition | tuple[Condition, ...]) -> None:
+        listed = tuple(condition for given in conditions for condition in _several(given))
+        if not listed or not all(isinstance(condition, Condition) for condition in listed):
+            raise PatternError(
+                f"All takes conditions such as IsEval() and HasRank(2), got {conditions!r}: a "
+                "plain function is a where= of its own"
+            )
+        object.__setattr__(self, "conditions", listed)
 
     @property
     def aspect(self) -> Aspect:
@@ -152,6 +170,10 @@ class All:
 
     def __call__(self, node: Node) -> bool:
         return all(condition(node) for condition in self.conditions)
+
+
+def _several(given: object) -> tuple[object, ...]:
+    return cast("tuple[object, ...]", given) if isinstance(given, tuple) else (given,)
 
 
 def facts_of(node: Node) -> str:

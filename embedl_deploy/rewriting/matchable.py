@@ -14,6 +14,7 @@ from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import Target
 from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, OneOf, Wildcard, may_be_absent
 from embedl_deploy.rewriting.describe import describe, describe_target
+from embedl_deploy.rewriting.linking import complaints_about_links, complaints_about_names
 from embedl_deploy.rewriting.targets import better_spelling
 from embedl_deploy.rewriting.tree import Exactly, Input, Literal, Named, Op, Tree
 from embedl_deploy.rewriting.tree_walk import all_trees, captured_names
@@ -58,6 +59,8 @@ def _first_complaint(tree: Tree) -> str | None:
 def _complaints(tree: Tree) -> Iterator[str]:
     """Yields what keeps ``tree``, or a part of it that must be there, from matching."""
     yield from _complaints_about_root(tree)
+    yield from complaints_about_links(tree)
+    yield from complaints_about_names(tree)
     for part in all_trees(tree):
         if isinstance(part, Op):
             yield from _complaints_about_call(part)
@@ -132,8 +135,22 @@ def _complaints_about_call(op: Op) -> Iterator[str]:
             cure = "A module's options are no arguments: test them with where="
             is_module = isinstance(op.target, type)
             yield f"{name} has no argument {literal!r}; {listed}. {cure if is_module else ''}"
+    if isinstance(op.target, OpOverload):
+        yield from _complaints_about_keywords(op, known)
     if len(op.inputs) > len(known) and isinstance(op.target, OpOverload):
         yield f"{name} takes {len(known)} arguments, {len(op.inputs)} are listed; {listed}"
+
+
+def _complaints_about_keywords(op: Op, known: Sequence[str]) -> Iterator[str]:
+    """Keywords of an ``Op`` name captures by position; some take them for the schema's names."""
+    first = len(op.inputs) - len(op.keywords)
+    for position, name in enumerate(op.keywords, start=first):
+        if name in known and position < len(known) and known[position] != name:
+            yield (
+                f"{name}= of {describe_target(op.target)} stands at the place of "
+                f"{known[position]!r}: inputs are listed by position, keywords only name captures. "
+                f"List what comes before it, or write literals={{{name!r}: …}}"
+            )
 
 
 def _complaints_about_targets(targets: Sequence[Target]) -> Iterator[str]:

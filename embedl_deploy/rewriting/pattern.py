@@ -11,13 +11,17 @@ from torch.fx import GraphModule, Node
 
 from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import Target
+from embedl_deploy.rewriting.contract import require_graft, require_several, require_tuples
 from embedl_deploy.rewriting.found import Found
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.match_guard import MatchGuard
 from embedl_deploy.rewriting.matchable import require_captured, require_matchable
 from embedl_deploy.rewriting.phase import Phase
 from embedl_deploy.rewriting.refusal import Refusal
+from embedl_deploy.rewriting.telling import told
 from embedl_deploy.rewriting.tree import Tree
+
+_TUPLES = ("roots", "outputs", "qdq_points")
 
 _MOST_WAYS = 64
 """How many ways to fit one tree at one root are tried before giving up."""
@@ -96,7 +100,11 @@ class Pattern(ABC):
             return match.root
         if graft is None:
             raise PatternError(f"{self.name} says nothing to put there: define replace() or graft")
-        return match.call_module(graft(), *match.inputs)
+        try:
+            module = graft()
+        except Exception as error:
+            raise PatternError(f"graft of {self.name} raised {told(error)}") from error
+        return match.call_module(module, *match.inputs)
 
     def decline(self, match: PatternMatch) -> Refusal | None:
         """Returns why the match is left alone: readers outside it, or what ``check`` says."""
@@ -131,8 +139,12 @@ def also_used(match: PatternMatch) -> Refusal | None:
     for node in match.nodes:
         outside = [] if node in outputs else [user for user in node.users if user not in consumed]
         if outside:
+            lost = [name for name in match.pattern.outputs if name not in match]
+            known = ", ".join(match.captures) or "nothing"
+            named = f"; outputs names {lost[0]!r}, and captured here: {known}" if lost else ""
             return Refusal(
-                f"%{node.name} ({node.op} {node.target}) is also used by %{outside[0].name}", node
+                f"%{node.name} ({node.op} {node.target}) is also used by %{outside[0].name}{named}",
+                node,
             )
     return None
 
@@ -148,11 +160,19 @@ def instances(patterns: Sequence["type[Pattern] | Pattern"]) -> tuple[Pattern, .
     Raises:
         PatternError: One of them is no pattern.
     """
+    require_several(patterns)
     made: list[Pattern] = []
-    for pattern in patterns:
-        rule = pattern() if isinstance(pattern, type) else pattern
-        if not isinstance(cast("object", rule), Pattern):
-            raise PatternError(f"a pattern is a subclass of Pattern, got {pattern!r}")
+    for pattern in cast("Sequence[object]", patterns):
+        rule = pattern
+        if isinstance(pattern, type) and issubclass(pattern, Pattern):
+            rule = pattern()
+        if not isinstance(rule, Pattern):
+            given = cast("object", pattern)
+            shown = getattr(given, "__name__", repr(given))
+            raise PatternError(
+                f"a pattern is a subclass of Pattern or an object of one, got {shown}: a module "
+                "to put in belongs into the replace() or graft of a pattern"
+            )
         require_phase(rule)
         _require_matchable(rule)
         made.append(rule)
@@ -178,6 +198,8 @@ def require_phase(rule: Pattern) -> None:
 
 
 def _require_matchable(rule: Pattern) -> None:
+    require_tuples(rule.name, {name: getattr(rule, name) for name in _TUPLES})
+    require_graft(rule.name, getattr(type(rule), "graft", None))
     if type(rule).match is not Pattern.match:
         return
     if rule.tree is None:

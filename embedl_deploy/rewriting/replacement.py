@@ -11,6 +11,7 @@ from embedl_deploy.graph.nodes import value_of
 from embedl_deploy.graph.values import same_value, value_text
 from embedl_deploy.rewriting.edit import Edit
 from embedl_deploy.rewriting.match import PatternMatch
+from embedl_deploy.rewriting.pattern import Pattern
 from embedl_deploy.rewriting.refusal import Refusal
 from embedl_deploy.rewriting.telling import told
 
@@ -43,10 +44,17 @@ def objection_to(
         edit.infer_values()
     except Exception as error:  # noqa: BLE001  # a replacement may fail in any way
         return Refusal(
-            f"the replacement does not run on the recorded shapes: {told(error)}",
+            f"the replacement does not run on the recorded shapes: {told(error)}{_grafted(match)}",
             match.root,
         )
     return _changed_value(outputs)
+
+
+def _grafted(match: PatternMatch) -> str:
+    if type(match.pattern).replace is not Pattern.replace:
+        return ""
+    read = ", ".join(f"%{node.name}" for node in match.inputs)
+    return f"; graft's module is called with the match's inputs, here {read}"
 
 
 def _not_returned(match: PatternMatch, outputs: object) -> Refusal | None:
@@ -60,6 +68,12 @@ def _not_returned(match: PatternMatch, outputs: object) -> Refusal | None:
             root,
         )
     replaced = cast("dict[object, object]", outputs)
+    if replaced and all(isinstance(key, str) for key in replaced):
+        listed = ", ".join(f"match[{name!r}]: …" for name in replaced)
+        return Refusal(
+            f"replace() must return a dict from nodes, got one from names: write {{{listed}}}",
+            root,
+        )
     if root not in replaced:
         return Refusal(
             f"replace() must return a dict that holds the root, and %{root.name} is not in it: "

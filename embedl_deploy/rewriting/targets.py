@@ -35,6 +35,35 @@ def checked_target(target: object) -> Target:
     return cast("Target", target)
 
 
+def checked_name(tree: str, name: object) -> str:
+    """Returns the name under which a tree captures something.
+
+    Raises:
+        PatternError: It is no string.
+    """
+    if isinstance(name, str):
+        return name
+    raise PatternError(
+        f"the first argument of {tree} is the name to capture under, got {name!r} of type "
+        f"{type(name).__name__}: write {tree}('name', …)"
+    )
+
+
+def require_condition(tree: str, where: object) -> None:
+    """Asserts that ``where`` is a condition that can be asked.
+
+    Raises:
+        PatternError: It is not callable.
+    """
+    if where is None or (callable(where) and not isinstance(where, type)):
+        return
+    name = f": to capture it, write Named({where!r}, {tree}())" if isinstance(where, str) else ""
+    raise PatternError(
+        f"where= of {tree} is a condition, a function of what stands there that says yes or no, "
+        f"got {where!r} of type {type(where).__name__}{name}"
+    )
+
+
 def better_spelling(target: Target) -> str | None:
     """Returns what a tree should say in place of a function of torch, None for other targets.
 

@@ -19,9 +19,9 @@ from embedl_deploy.rewriting.operands import (
     same_literal,
     scales_are_plain,
 )
-from embedl_deploy.rewriting.targets import checked_target
+from embedl_deploy.rewriting.targets import checked_name, checked_target, require_condition
 
-Literal_ = bool | int | float | str | torch.dtype | None
+Literal_ = bool | int | float | str | list[int] | torch.dtype | None
 
 
 class Tree(ABC):
@@ -87,6 +87,8 @@ class Op(Tree):
         **named_inputs: "Spec",
     ) -> None:
         self.target = checked_target(target)
+        require_condition("Op", where)
+        self.keywords = tuple(named_inputs)
         self.inputs = (
             *(as_operand(item) for item in inputs),
             *(as_operand(item, name) for name, item in named_inputs.items()),
@@ -146,6 +148,7 @@ class Input(Tree):
     """Any value, read by the match but not consumed."""
 
     def __init__(self, where: Callable[[Node], bool] | None = None) -> None:
+        require_condition("Input", where)
         self.where = where
 
     def anchors(self) -> tuple[Target, ...] | None:
@@ -182,7 +185,8 @@ class Literal(Tree):
     """Any literal, captured under ``name`` for ``PatternMatch.literal``."""
 
     def __init__(self, name: str, where: Callable[[object], bool] | None = None) -> None:
-        self.name = name
+        self.name = checked_name("Literal", name)
+        require_condition("Literal", where)
         self.where = where
 
     def anchors(self) -> tuple[Target, ...] | None:
@@ -200,8 +204,13 @@ class Named(Tree):
     """A tree whose root is captured under a name."""
 
     def __init__(self, name: str, tree: "Spec") -> None:
-        self.name = name
+        self.name = checked_name("Named", name)
         self.tree = as_tree(tree)
+        if isinstance(self.tree, Literal):
+            raise PatternError(
+                f"Named({name!r}, …) names a node, and a literal is none: write "
+                f"Literal({name!r}) alone to capture it"
+            )
 
     def anchors(self) -> tuple[Target, ...] | None:
         return self.tree.anchors()
@@ -230,4 +239,4 @@ def as_operand(spec: object, name: str | None = None) -> Tree:
     tree = as_tree(spec)
     if isinstance(tree, Maybe):
         return OneOf(as_operand(tree.tree, name), Input())
-    return tree if name is None else named(name, tree)
+    return tree if name is None or isinstance(tree, (Exactly, Literal)) else named(name, tree)

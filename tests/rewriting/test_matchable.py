@@ -60,6 +60,20 @@ BAD: list[tuple[Tree, str]] = [
     (Op(ATEN.add.Tensor, literals={"scale": 2}), "no argument 'scale'; it has self, other, alpha"),
     (Op(nn.ReLU, literals={"inplace": True}), "no argument 'inplace'; it has input. .*where="),
     (Op(ATEN.relu.default, Input(), Input()), "takes 1 arguments, 2 are listed"),
+    (Op(ATEN.mul.Tensor, ..., 2), "stands for the link before this one in a Chain, and there is"),
+    (Chain(Op(ATEN.mul.Tensor, ..., 2), nn.ReLU), "stands for the link before this one"),
+    (
+        Chain(a=nn.ReLU, b=Op(ATEN.mul.Tensor, Input(), 2)),
+        "link 1 of its Chain, aten.mul.Tensor, lists its inputs, and none of them is `...`",
+    ),
+    (
+        Op(ATEN.mul.Tensor, Named("x", Input()), Literal("x")),
+        "'x' names both a node and a literal",
+    ),
+    (
+        Op(ATEN.mean.dim, Input(), keepdim=True),
+        "keepdim= of aten.mean.dim stands at the place of 'dim': .* literals={'keepdim': …}",
+    ),
 ]
 
 
@@ -92,6 +106,10 @@ FINE: list[Tree] = [
     Chain(nn.Linear, Fork(ATEN.cat.default, nn.ReLU, nn.GELU, nn.SiLU)),
     Op(ATEN.add.Tensor, literals={"alpha": 2}),
     Op(operator.getitem),
+    Op(ATEN.mean.dim, Input(), [-1], keepdim=True),
+    Chain(nn.Linear, Op(ATEN.mul.Tensor, Op(nn.Sigmoid, ...), 2)),
+    Chain(Maybe(nn.Linear), Op(ATEN.mul.Tensor, Input(), 2)),
+    Chain(nn.Linear, Op(ATEN.mul.Tensor, nn.Sigmoid, 2)),
     Wildcard(nn.ReLU),
     Fork(nn.MultiheadAttention, Input(), Input(), Input()),
 ]
