@@ -4,7 +4,7 @@
 
 Each net is quantized as a whole and as the search says, both are lowered by the same engine, and
 timed in rotating blocks of 20 calls. What quantizing a group saves is measured first, kind of group
-by kind of group (with --quick it is what the backend's table predicts). Errors are those of the
+by kind of group (with --quick it is what ``ProcessorModel`` says). Errors are those of the
 lowered models on inputs that neither calibration nor the search has seen. Prints one table per
 net, writes one JSON file and one picture per net beside it.
 """
@@ -36,8 +36,10 @@ from embedl_deploy.cli.options import quant_config
 from embedl_deploy.cli.pipeline import BF16_TOLERANCE
 from embedl_deploy.deployment import lower
 from embedl_deploy.engines import InductorEngineConfig
+from embedl_deploy.errors import SearchError
 from embedl_deploy.files import write_aside
 from embedl_deploy.lowering import EngineChoice, LoweredModule
+from embedl_deploy.passes.precision_costs import ProcessorModel
 from embedl_deploy.quantize import (
     CalibrationMethod,
     LoweredLatency,
@@ -86,7 +88,11 @@ def main() -> None:
         if arguments.only.lower() in name.lower():
             with screen.step(f"{name}: loading"):
                 net = build(quick=arguments.quick)
-            rows[name] = run_net(net, arguments, screen)
+            try:
+                rows[name] = run_net(net, arguments, screen)
+            except SearchError as error:  # a finding like any other
+                screen.error(str(error))
+                rows[name] = {"no precisions": str(error)}
             document: dict[str, JsonValue] = {"machine": machine_info(), "nets": rows}
             write_aside(arguments.output, (json.dumps(document, indent=1) + "\n").encode())
     Console().print(f"written to {arguments.output}")
@@ -107,7 +113,7 @@ def run_net(net: Net, arguments: argparse.Namespace, screen: Screen) -> dict[str
             max_drop=net.max_drop,
             args=example,
             config=net.config,
-            costs=None if arguments.quick else "measured",
+            costs=ProcessorModel() if arguments.quick else "measured",
             measure=latency,
             state=arguments.state,
             progress=screen.note,
@@ -246,7 +252,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="part of a net's name")
     parser.add_argument("--seconds", type=float, default=60.0, help="of measuring per net")
-    parser.add_argument("--quick", action="store_true", help="few inputs, savings as predicted")
+    parser.add_argument("--quick", action="store_true", help="few inputs, savings from a model")
     parser.add_argument("--state", type=Path, help="goes on from this file of the search")
     parser.add_argument("--output", type=Path, default=RESULTS / "search.json")
     return parser.parse_args()

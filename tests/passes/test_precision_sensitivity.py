@@ -22,18 +22,19 @@ CONFIG = QuantConfig(smooth=None)
 
 
 class Net(nn.Module):
-    """A residual block and a branch that reads the same tensor."""
+    """A residual block whose addend is read by its first layer and by a branch too."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.body = nn.Conv2d(8, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
         self.side = nn.Conv2d(8, 8, 1)
         self.head = nn.Linear(8, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.stem(x))
-        x = torch.relu(self.body(x) + x) * torch.sigmoid(self.side(x))
+        x = torch.relu(self.second(torch.relu(self.body(x))) + x) * torch.sigmoid(self.side(x))
         return self.head(x.mean((2, 3)))
 
 
@@ -57,6 +58,8 @@ def test_the_error_is_that_of_a_model_with_this_group_alone_quantized(fused: Gra
     found = measured(fused, "output")
 
     for group, error in zip(groups, found.errors, strict=True):
+        if group.name == "second":
+            continue  # its addend is rounded only where another group rounds it anyway
         others = [other for other in groups if other is not group]
         alone = quantize(fused, config=config_without(CONFIG, others), forward_loop=BATCHES)
         with torch.no_grad():
