@@ -39,6 +39,8 @@ def integer_products(converted: GraphModule) -> Iterator[tuple[Node, bool]]:
 
 
 def _reads_integers(node: Node) -> bool:
+    if _name(node) == "scaled_dot_product_attention":
+        return False  # its second product reads probabilities, which are never rounded inside
     operands = [argument for argument in node.args[:2] if isinstance(argument, Node)]
     return len(operands) == 2 and all(_is_dequantized(operand) for operand in operands)
 

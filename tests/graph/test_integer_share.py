@@ -49,3 +49,19 @@ def test_convolutions_spelled_as_ops_count() -> None:
     graph_module = exported(nn.Conv2d(3, 5, (2, 1), groups=1), torch.ones(2, 3, 4, 6))
 
     assert total_macs(graph_module) == 2 * 5 * 3 * 2 * (3 * 6)
+
+
+class AttentionOnCodes(nn.Module):
+    """Attention as one op, whose operands are dequantized."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        ops, ends = decomposed(), (0.1, 0, -128, 127, torch.int8)
+        x = ops.dequantize_per_tensor.default(ops.quantize_per_tensor.default(x, *ends), *ends)
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_attention_as_one_op_rounds_no_probabilities() -> None:
+    graph_module = exported(AttentionOnCodes(), torch.ones(1, 2, 5, 8))
+
+    assert total_macs(graph_module) == 2 * 5 * 5 * (8 + 8)
+    assert integer_share(graph_module) == 0.0
