@@ -7,7 +7,7 @@ from torch.fx.node import Argument
 
 from embedl_deploy.graph.nodes import Target, module_of
 from embedl_deploy.graph.text import label
-from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, OneOf
+from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, OneOf, may_be_absent
 from embedl_deploy.rewriting.tree import Exactly, Input, Literal, Named, Op, Tree
 
 _MOST_NAMED = 4
@@ -29,6 +29,19 @@ def describe(tree: Tree) -> str:
         return _describe_value(tree)
     targets = tree.anchors()
     return "any call" if not targets else either(describe_target(item) for item in targets)
+
+
+def describe_end(tree: Tree) -> str:
+    """Returns what the last node of ``tree`` may be, optional links at the end included."""
+    if not isinstance(tree, Chain):
+        return describe(tree)
+    optional: list[str] = []
+    for link in reversed(tree.links):
+        if not may_be_absent(link):
+            rest = f", then perhaps {' and '.join(reversed(optional))}" if optional else ""
+            return f"{describe(link)}{rest}"
+        optional.append(describe(link))
+    return describe(tree)
 
 
 def describe_target(target: Target) -> str:

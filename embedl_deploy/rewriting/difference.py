@@ -85,9 +85,9 @@ class NearMiss:
         return self.differences[0]
 
     def __str__(self) -> str:
-        fits = ", ".join(f"%{name}" for name in self.matched) or "nothing"
-        verb = "fit" if len(self.matched) > 1 else "fits"
-        lines = [f"{self.pattern} at %{self.site}: {fits} {verb}"]
+        names = ", ".join(f"%{name}" for name in self.matched)
+        fits = f"{names} {'fit' if len(self.matched) > 1 else 'fits'}" if names else "one call off"
+        lines = [f"{self.pattern} at %{self.site}: {fits}"]
         for difference in self.differences:
             lines += [f"  {line}" for line in str(difference).splitlines()]
         return "\n".join(lines)

@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 from embedl_deploy.graph.record import record_of
 from embedl_deploy.graph.traced_module import structural_copy
 from embedl_deploy.rewriting.application import apply_patterns
-from embedl_deploy.rewriting.describe import describe, describe_target, either
+from embedl_deploy.rewriting.describe import describe_end, describe_target, either
 from embedl_deploy.rewriting.difference import Difference, NearMiss, fault
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.near_misses import near_misses, refused_site, whole_matches
@@ -110,8 +110,7 @@ def _explanation(
     if around is not None:
         fired = tuple(site for site in fired if around.name in site.nodes)
         declined = [miss for miss in declined if around.name in miss.matched]
-    is_near = any(miss.matched for miss in misses)
-    note = "" if fired or declined or is_near else _nothing_like_it(rule, around)
+    note = "" if fired or declined or misses else _nothing_like_it(rule, around)
     return Explanation(rule.name, rule.phase.value, fired, tuple(declined), misses, note)
 
 
@@ -185,7 +184,7 @@ def _on_record(site: SiteRecord) -> Difference:
 def _nothing_like_it(rule: Pattern, around: Node | None) -> str:
     where = "in the graph" if around is None else f"around %{around.name}"
     if rule.tree is not None and type(rule).match is Pattern.match:
-        return f"nothing {where} comes near its tree, which ends in {describe(rule.tree)}"
+        return f"nothing {where} comes near its tree, which ends in {describe_end(rule.tree)}"
     roots = either(describe_target(target) for target in rule.roots) if rule.roots else "any call"
     return f"its match() finds nothing {where}; it starts from {roots}"
 

@@ -8,7 +8,7 @@ from torch.fx.node import Argument
 from embedl_deploy.graph.nodes import is_call
 from embedl_deploy.rewriting.attempt import Attempt
 from embedl_deploy.rewriting.compose import OneOf
-from embedl_deploy.rewriting.describe import describe, describe_target
+from embedl_deploy.rewriting.describe import describe
 from embedl_deploy.rewriting.difference import differ
 from embedl_deploy.rewriting.near_steps import Near, NearStep
 from embedl_deploy.rewriting.objections import (
@@ -18,6 +18,7 @@ from embedl_deploy.rewriting.objections import (
     not_computed,
     not_default,
     objections,
+    swapped_operands,
     wrong_target,
 )
 from embedl_deploy.rewriting.operands import COMMUTATIVE, open_inputs, operand_orders
@@ -78,13 +79,17 @@ def _called(near: Near, tree: Op, value: Node, attempt: Attempt) -> Iterator[Nea
             continue
         for arguments in operand_orders(value):
             yield from _near_inputs(near, tree, value, arguments, after)
+        if value.target not in COMMUTATIVE and min(len(tree.inputs), len(value.args)) >= 2:
+            first, second, *rest = next(operand_orders(value))
+            for swapped in after.forgive(swapped_operands(tree, value)):
+                yield from _near_inputs(near, tree, value, (second, first, *rest), swapped)
 
 
 def _substituted(
     near: Near, tree: Op, value: Node, attempt: Attempt, place: Place
 ) -> Iterator[NearStep]:
     """Yields the attempt with ``value`` in the place of what the tree asks for."""
-    for after in attempt.forgive(wrong_target(value, describe_target(tree.target), place)):
+    for after in attempt.forgive(wrong_target(value, tree, place)):
         if value.op not in ("call_function", "call_module"):
             yield after, ()
             continue

@@ -7,7 +7,6 @@ from torch.fx.node import Argument
 
 from embedl_deploy.rewriting.attempt import Attempt
 from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, OneOf
-from embedl_deploy.rewriting.describe import describe
 from embedl_deploy.rewriting.near_calls import near_op
 from embedl_deploy.rewriting.near_joins import near_chain, near_fork, near_maybe
 from embedl_deploy.rewriting.near_steps import Handler, Near, NearStep, exact
@@ -40,7 +39,7 @@ def _whole(
     if fitting:
         return
     node = value if isinstance(value, Node) else place.reader
-    for after in attempt.forgive(wrong_target(node, describe(tree), place)):
+    for after in attempt.forgive(wrong_target(node, tree, place)):
         yield after, ()
 
 

@@ -88,7 +88,7 @@ def near_one_of(
         for after in attempt.forgive(not_computed(place, describe(tree), value)):
             yield after, ()
         return
-    for after in attempt.forgive(wrong_target(value, describe(tree), place)):
+    for after in attempt.forgive(wrong_target(value, tree, place)):
         if value.op in ("call_function", "call_module"):
             yield after.take(value, fits=False), tuple(value.all_input_nodes)
         else:

@@ -12,7 +12,9 @@ from embedl_deploy.rewriting.compose import Chain
 from embedl_deploy.rewriting.describe import describe, describe_value, link_name, short_label
 from embedl_deploy.rewriting.difference import Difference, differ
 from embedl_deploy.rewriting.operands import same_literal, scales_are_plain
+from embedl_deploy.rewriting.spellings import traced_spelling
 from embedl_deploy.rewriting.tree import Op, Tree
+from embedl_deploy.rewriting.tree_walk import all_trees
 from embedl_deploy.rewriting.what_if import failed_condition
 
 
@@ -72,14 +74,28 @@ def scaled(node: Node) -> Difference:
     return differ("literal", node, "a scale of 1", found, cure)
 
 
-def wrong_target(node: Node, expected: str, place: Place) -> Difference:
-    """Returns the difference of a node that runs something else."""
+def wrong_target(node: Node, tree: Tree, place: Place) -> Difference:
+    """Returns the difference of a node that runs something else than the root of ``tree``."""
+    expected = describe(tree)
     where = f" as {place.argument} of %{place.reader.name}" if place.argument else ""
     if node.op in ("placeholder", "get_attr"):
         cure = f"compute it with {expected}, or end the tree here with Input()"
         return differ("value", node, f"{expected}{where}", short_label(node), cure)
-    cure = f"use {expected} there, or admit it in the tree: a tuple (…, …) lists alternatives"
+    has_inputs = any(isinstance(part, Op) and part.inputs for part in all_trees(tree))
+    options = "OneOf(Op(…), Op(…))" if has_inputs else "a tuple (…, …)"
+    cure = f"use {expected} there, or admit it in the tree: {options} lists alternatives"
+    spellings = (traced_spelling(target, node) for target in tree.anchors() or ())
+    better = next((spelling for spelling in spellings if spelling is not None), None)
+    cure = cure if better is None else better
     return differ("target", node, f"{expected}{where}", short_label(node), cure)
+
+
+def swapped_operands(tree: Op, node: Node) -> Difference:
+    """Returns the difference of a call whose operands stand the other way round."""
+    first, second = (describe(inner) for inner in tree.inputs[:2])
+    expected = f"{first} as its first operand and {second} as its second"
+    cure = f"list the operands of {describe(tree)} in the tree as the model has them: swapped"
+    return differ("argument", node, expected, "them the other way round", cure)
 
 
 def not_computed(place: Place, expected: str, value: Argument) -> Difference:

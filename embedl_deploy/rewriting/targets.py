@@ -11,6 +11,14 @@ from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import Target
 from embedl_deploy.tracing.lift_table import LIFT_TABLE
 
+_PLAIN_NAMES = {
+    "addmm": "linear",
+    "convolution": "conv",
+    "native_layer_norm": "layer_norm",
+    "_native_batch_norm_legit_no_training": "batch_norm",
+}
+"""Ops of which tracing makes the layer of another op, by the name of that."""
+
 
 def checked_target(target: object) -> Target:
     """Returns ``target`` if a node can run it.
@@ -85,7 +93,7 @@ def lifted_class(target: Target) -> str | None:
         return None
     if not any(overload.overloadpacket is packet for overload in LIFT_TABLE):
         return None
-    name = str(packet.__name__).replace("_", "")
+    name = _PLAIN_NAMES.get(str(packet.__name__), str(packet.__name__)).replace("_", "")
     layers = {layer.lower(): layer for layer in dir(nn) if isinstance(getattr(nn, layer), type)}
     layer = layers.get(name, layers.get(f"{name}2d"))
     return None if layer is None else f"nn.{layer}"

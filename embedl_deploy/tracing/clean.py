@@ -19,6 +19,9 @@ ASSERTS = (
     _aten.sym_constrain_range.default,
     _aten.sym_constrain_range_for_size.default,
 )
+VIEWS = (_aten.view.default, _aten._unsafe_view.default)
+"""What traced graphs spell as ``reshape``."""
+
 _SIZED_LIKE = {
     _aten.expand_as.default: _aten.expand.default,
     _aten.view_as.default: _aten.reshape.default,
@@ -66,7 +69,7 @@ def saturate_fills(graph: Graph) -> None:
 
 def views_as_reshapes(graph: Graph) -> None:
     """Spells every ``view`` as ``reshape``: it holds whatever layout the kernel before it chose."""
-    for target in (_aten.view.default, _aten._unsafe_view.default):
+    for target in VIEWS:
         for node in graph.find_nodes(op="call_function", target=target):
             node.target = _aten.reshape.default
 
