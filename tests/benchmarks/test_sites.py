@@ -12,6 +12,7 @@ from benchmarks.site_rows import (
     FITTED,
     JUDGED,
     OVERHEAD_US,
+    RESULTS,
     Row,
     fitted_rows,
     is_steady,
@@ -167,3 +168,14 @@ def test_a_site_is_timed_with_the_int8_kernel_it_stands_for() -> None:
     assert found["kernels"] == {"qlinear": 1}
     assert cast("float", found["int8_ms"]) > 0
     assert cast("float", found["bf16_ms"]) > 0
+
+
+def test_the_shipped_table_tells_the_sign_of_measured_sites_it_was_not_fitted_to() -> None:
+    rows = rows_in(read(RESULTS))
+
+    held_out, everything = judged(judged_rows(rows), X86_VNNI_COSTS), judged(rows, X86_VNNI_COSTS)
+
+    assert everything.sites >= held_out.sites >= 200
+    assert held_out.share >= 0.9
+    assert everything.share >= 0.9
+    assert held_out.slower_found >= 0.8 * held_out.slower
