@@ -16,7 +16,7 @@ from embedl_deploy.errors import (
     OutputPathError,
     PreconditionError,
 )
-from embedl_deploy.quantize import quantize
+from embedl_deploy.quantize import Precision, QuantConfig, TensorQuantConfig, quantize
 from embedl_deploy.transformation import transform
 
 
@@ -204,6 +204,20 @@ def test_quantization_is_never_simulated_without_being_asked(block: Block) -> No
         lower(quantized, (X,), engines="eager")
     lowered = lower(quantized, (X,), engines="eager", allow_simulated=True)
     torch.testing.assert_close(lowered(X), quantized(X))
+
+
+def test_rounding_to_float8_is_not_simulated_either(block: Block) -> None:
+    float8 = TensorQuantConfig(Precision.FP8_E4M3)
+    config = QuantConfig(activation=float8, weight=float8)
+    quantized = quantize(block, (X,), config, [(X,)], True, backend="tensorrt")
+
+    with pytest.raises(LoweringError, match="would run as float arithmetic"):
+        lower(quantized, (X,), engines="eager")
+    refusals = plan_lowering(quantized, (X,), engines=["inductor", "torchao"]).refusals
+    rounded = [r for r in refusals if "rounded to float8" in r.reason]
+    assert {r.engine for r in rounded} == {"inductor", "torchao"}
+    allowed = lower(quantized, (X,), engines="eager", allow_simulated=True)
+    torch.testing.assert_close(allowed(X), quantized(X))
 
 
 def test_a_graph_of_an_earlier_stage_keeps_its_declared_ranges(block: Block) -> None:

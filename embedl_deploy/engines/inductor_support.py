@@ -10,6 +10,7 @@ from embedl_deploy.engines.integer_graph import (
     is_quantization,
     is_quantized_product,
     operation,
+    rounds_to_float8,
     source,
 )
 from embedl_deploy.graph.nodes import value_of
@@ -17,11 +18,17 @@ from embedl_deploy.rewriting.refusal import Refusal
 
 _X86 = ("x86_64", "amd64", "x86")
 _KERNELS = frozenset({"conv1d", "conv2d", "convolution", "linear", "addmm", "mm"})
+NO_FLOAT8 = (
+    "values are rounded to float8 and the product is computed in a wider type: take TensorRT, "
+    "which has float8 kernels for such graphs"
+)
 _CODES = (torch.int8, torch.uint8)
 
 
 def refusal_of(node: Node) -> Refusal | None:
     """Returns why Inductor would run ``node`` as simulated quantization, None if it would not."""
+    if rounds_to_float8(node):
+        return Refusal(NO_FLOAT8, node)
     if not is_quantization(node) and not is_quantized_product(node):
         return None
     reason = _no_kernels_here(node)

@@ -12,6 +12,7 @@ from embedl_deploy.graph.nodes import dtype_of, value_of
 from embedl_deploy.graph.values import infer_value
 
 _SHIFT = 128
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 VIEWS = frozenset(
     {"view", "reshape", "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "flatten"}
 )
@@ -35,6 +36,17 @@ def is_quantized(graph_module: GraphModule) -> bool:
 def is_quantization(node: Node) -> bool:
     """Tells whether ``node`` is a quantize or dequantize operation."""
     return getattr(node.target, "namespace", "") == "quantized_decomposed"
+
+
+def rounds_to_float8(node: Node) -> bool:
+    """Tells whether ``node`` casts to float8: how ``convert`` spells the rounding of activations.
+
+    A weight that lies there in float8 is storage, and its cast to a wider type no rounding.
+    """
+    if node.op != "call_function" or dtype_of(node) not in FLOAT8:
+        return False
+    read = [dtype_of(value) for value in node.all_input_nodes]
+    return any(dtype is not None and dtype not in FLOAT8 for dtype in read)
 
 
 def quantized_products(graph_module: GraphModule) -> list[Node]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from embedl_deploy.engines.inductor_support import NO_FLOAT8
 from embedl_deploy.engines.integer_graph import (
     VIEWS,
     attribute,
@@ -13,6 +14,7 @@ from embedl_deploy.engines.integer_graph import (
     is_quantized_product,
     operation,
     quantized_products,
+    rounds_to_float8,
 )
 from embedl_deploy.engines.integer_linear import IntegerLinear
 from embedl_deploy.errors import BuildError
@@ -27,6 +29,8 @@ def unfit_quantization(node: Node) -> str | None:
 
     A quantizer is taken where every product that reads its codes is.
     """
+    if rounds_to_float8(node):
+        return NO_FLOAT8
     if is_quantized_product(node):
         return _unfit_product(node)
     if not is_quantization(node):

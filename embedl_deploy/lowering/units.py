@@ -10,6 +10,7 @@ from torch import SymBool, SymFloat, SymInt, Tensor
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
+from embedl_deploy.engines.integer_graph import rounds_to_float8
 from embedl_deploy.lowering.mutation import ordering_edges, writes_memory
 
 _SYMBOLIC_MODULES = (operator.__name__, "_operator", math.__name__)
@@ -66,8 +67,10 @@ def is_size_arithmetic(node: Node) -> bool:
 
 
 def is_quantization(node: Node) -> bool:
-    """Tells whether a node quantizes or dequantizes."""
-    return isinstance(node.target, OpOverload) and node.target.namespace == "quantized_decomposed"
+    """Tells whether a node quantizes or dequantizes; float8 is spelled as a cast."""
+    if not isinstance(node.target, OpOverload):
+        return False
+    return node.target.namespace == "quantized_decomposed" or rounds_to_float8(node)
 
 
 def inputs_of(node: Node) -> list[Node]:
