@@ -3,9 +3,8 @@
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from random import Random
 
@@ -19,12 +18,14 @@ from embedl_deploy.pattern_checks.assertions import (
     assert_right,
     first_match,
 )
-from embedl_deploy.pattern_checks.explained import ExplainedMutation, explained_mutation
+from embedl_deploy.pattern_checks.explained import explained_mutation
 from embedl_deploy.pattern_checks.growing import CannotGrowError, grow
 from embedl_deploy.pattern_checks.literal_changes import changed_literals
 from embedl_deploy.pattern_checks.mutations import CHANGED_LITERAL, MUTATIONS, Mutation
 from embedl_deploy.pattern_checks.random_values import randomize
+from embedl_deploy.pattern_checks.result import PatternCheck
 from embedl_deploy.rewriting.model_check import ModelCheck
+from embedl_deploy.rewriting.near_misses import near_misses
 from embedl_deploy.rewriting.pattern import Pattern, instances
 from embedl_deploy.tracing import trace
 from embedl_deploy.tracing.quiet import quiet_torch
@@ -34,68 +35,6 @@ Example = tuple[nn.Module, tuple[object, ...]]
 
 _MOST_DRAWS = 60
 _SHARE_COMMUTED = 0.5
-
-
-@dataclass
-class PatternCheck:
-    """What ``check_pattern`` tried."""
-
-    pattern: str
-    """Kebab-case name of the pattern."""
-
-    positives: int = 0
-    """Graphs in which the pattern was applied, and stayed right."""
-
-    refused: Counter[str] = field(default_factory=Counter[str])
-    """Generated graphs that the pattern declined, by reason."""
-
-    mutations: Counter[str] = field(default_factory=Counter[str])
-    """Near misses by kind."""
-
-    applied: Counter[str] = field(default_factory=Counter[str])
-    """Near misses, by kind, to which the pattern was rightly applied all the same."""
-
-    explanations: list[ExplainedMutation] = field(default_factory=list[ExplainedMutation])
-    """What ``explain`` says first about each declined near miss."""
-
-    literals: dict[str, list[object]] = field(default_factory=dict[str, list[object]])
-    """The values that each captured literal had, in the graphs and in the near misses."""
-
-    @property
-    def unchanged_literals(self) -> list[str]:
-        """The captured literals of which only one value was tried: what others do is unchecked."""
-        return sorted(name for name, values in self.literals.items() if len(values) < 2)
-
-    @property
-    def unexplained(self) -> list[str]:
-        """The declined near misses whose explanation does not name the node and the property."""
-        return [str(item) for item in self.explanations if not item.is_explained]
-
-    @property
-    def explained_share(self) -> float:
-        """Share of the declined near misses whose explanation names what was changed."""
-        declined = len(self.explanations)
-        return 1.0 if declined == 0 else 1.0 - len(self.unexplained) / declined
-
-    def __str__(self) -> str:
-        kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.mutations.items()))
-        return (
-            f"{self.pattern}: right in {self.positives} graphs, declined "
-            f"{self.refused.total()}; near misses: {kinds or 'none'}; "
-            f"{self.explained_share:.0%} of those declined are explained{self._unchanged()}"
-        )
-
-    def _unchanged(self) -> str:
-        names = ", ".join(map(repr, self.unchanged_literals))
-        cure = "whether another value is declined was not checked: give an example that runs with"
-        return f"; never changed: literal {names} ({cure} one)" if names else ""
-
-    def saw(self, literals: Mapping[str, object]) -> None:
-        """Notes the values of captured literals."""
-        for name, value in literals.items():
-            known = self.literals.setdefault(name, [])
-            if not any(value == other for other in known):
-                known.append(value)
 
 
 def check_pattern(
@@ -139,7 +78,7 @@ def check_pattern(
         if rule.tree is not None and type(rule).match is Pattern.match:
             _check_generated(rule, rivals, max_examples, result)
     if result.positives == 0:
-        reasons = "; ".join(result.refused) or "no made-up graph meets its conditions"
+        reasons = "; ".join(result.refused) or _never_met(rule)
         raise AssertionError(
             f"{rule.name} was never applied, so nothing was checked ({reasons}): "
             "give examples=[(model, args)]"
@@ -200,6 +139,23 @@ def _fitting_graph(rule: Pattern, seed: int) -> TracedModule | None:
         if match is not None and refused is None:
             refused = graph_module
     return refused
+
+
+def _never_met(rule: Pattern) -> str:
+    """Returns what the made-up graphs lack in which the tree of a rule nearly fits."""
+    said: Counter[str] = Counter()
+    for seed in range(_MOST_DRAWS if rule.tree is not None else 0):
+        assert rule.tree is not None, "asked for above"
+        try:
+            graph_module, _ = grow(rule.tree, Random(seed))
+        except CannotGrowError:
+            continue
+        said.update(
+            f"expected {miss.first.expected}, found {miss.first.found}"
+            for miss in near_misses(rule, graph_module)[:1]
+        )
+    usual = "; ".join(text for text, _ in said.most_common(2))
+    return f"no made-up graph meets its conditions: {usual}" if said else "no graph could be made"
 
 
 def _check_one(

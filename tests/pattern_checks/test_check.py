@@ -19,6 +19,7 @@ from embedl_deploy.rewriting import (
     Refusal,
     Wildcard,
 )
+from embedl_deploy.rewriting.conditions import HasRank
 from embedl_deploy.testing import check_pattern
 
 ATEN = torch.ops.aten
@@ -245,3 +246,14 @@ def test_made_up_graphs_spell_arguments_as_tracing_does() -> None:
     result = check_pattern(DropMean, max_examples=3)
 
     assert result.positives == 3
+
+
+class RankSeven(DropMean):
+    """Right, but no graph is made with so many dimensions."""
+
+    tree = Op(ATEN.neg.default, Named("mean", Input()), where=HasRank(7))
+
+
+def test_says_which_condition_no_made_up_graph_meets() -> None:
+    with pytest.raises(AssertionError, match=r"never applied.*expected rank 7, found rank \d"):
+        check_pattern(RankSeven, max_examples=2)
