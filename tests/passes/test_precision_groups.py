@@ -6,7 +6,9 @@ from embedl_deploy.backends.inductor import INDUCTOR
 from embedl_deploy.backends.tensorrt import TENSORRT
 from embedl_deploy.passes.precision_groups import config_without, groups_of
 from embedl_deploy.quantize import ModulesToSkip, QuantConfig, insert_qdq
+from embedl_deploy.rewriting import PassRecord, SiteRecord
 from embedl_deploy.rewriting.backend import Backend
+from embedl_deploy.rewriting.records import report_of
 from embedl_deploy.transformation import transform
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -74,6 +76,41 @@ def test_each_rule_leaves_its_group_in_float_and_no_other(
         assert [other.name for other in left.groups] == others
         assert left.fixed == grouping.fixed
     assert len(grouping.groups) >= 4
+
+
+class Scaled(nn.Module):
+    """A layer, and an operation of the same module that no rule can name alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Scaled(), "no module of the model made it, so that no rule names it"),
+        (nn.Sequential(Scaled()), "a rule for '0' would mean '0.layer' too"),
+    ],
+)
+def test_what_no_rule_means_alone_stays_quantized_and_says_why(
+    model: nn.Module, reason: str
+) -> None:
+    fused = transform(model.eval(), (torch.ones(2, 16),), backend=INDUCTOR).model
+    quantized = insert_qdq(fused)
+    sine = next(n for n in quantized.graph.nodes if n.op == "call_function")
+    report = report_of(quantized)
+    before = report.passes[-1]
+    also = SiteRecord("quantization", "any", sine.name, (sine.name,), "", None)
+    report.passes = (PassRecord("quantization", (*before.applied, also)),)
+
+    grouping = groups_of(quantized)
+
+    assert grouping.fixed == {sine.name: reason}
+    assert [group.name.rpartition(".")[2] for group in grouping.groups] == ["layer"]
 
 
 def test_calls_of_one_module_are_one_group() -> None:
