@@ -38,7 +38,7 @@ bench: $(STAMP) ## Measures int8 on this machine and writes benchmarks/results/*
 	$(BIN)/python -m benchmarks.latency
 
 bench-sites: $(STAMP) ## Measures single layers in int8 against bf16, judges what was predicted, writes results/sites.json
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sites
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sites --again
 
 bench-engines: $(STAMP) ## Measures every engine of this machine, writes benchmarks/results/engines.json
 	$(BIN)/python -m benchmarks.engines

@@ -5,9 +5,9 @@
 Takes every convolution, linear layer and matrix product of some models, each combination of
 shape, attributes and neighbours once, and times it in rotating blocks of 20 calls. What counts is
 the tenth percentile, because the machine may be shared, less what calling from Python adds. What
-the file holds already is not measured again, unless something disturbed it; ``--judge`` measures
-nothing. The table of costs is fitted to the sites of ``FITTED``; those that only ``JUDGED`` have
-tell how good it is.
+the file holds already is not measured again, unless something disturbed it; ``--again`` starts
+anew, ``--judge`` measures nothing. The table of costs is fitted to the sites of ``FITTED``; those
+that only ``JUDGED`` have tell how good it is.
 """
 
 import argparse
@@ -52,6 +52,8 @@ def main() -> None:
     arguments = _arguments()
     quiet_libraries()
     torch.set_num_threads(1)
+    if arguments.again:
+        arguments.output.unlink(missing_ok=True)
     if not arguments.judge:
         _repeat_disturbed(arguments.output, arguments.seconds)
         for source, batch in (*FITTED, *JUDGED):
@@ -152,6 +154,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="part of a model's name")
     parser.add_argument("--seconds", type=float, default=0.4, help="of measuring per site")
+    parser.add_argument("--again", action="store_true", help="measure everything anew")
     parser.add_argument("--judge", action="store_true", help="measure nothing")
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser.parse_args()

@@ -9,7 +9,7 @@ from embedl_deploy.quantization.costs import KernelCost, PrecisionCosts, TargetC
 
 X86_VNNI_COSTS = TargetCosts(
     measured_on="AMD EPYC (Zen 4, AVX512-VNNI and AVX512-BF16, no AMX), one thread, torch 2.13",
-    command="OMP_NUM_THREADS=1 python -m benchmarks.sites && python -m benchmarks.site_fit",
+    command="OMP_NUM_THREADS=1 python -m benchmarks.sites --again && python -m benchmarks.site_fit",
     int8=PrecisionCosts(
         kernels={
             "conv": KernelCost(us_per_mmac=4.03, us_per_megabyte=112.883),
