@@ -121,15 +121,27 @@ class Client:
             RuntimeError: The server answers something else.
         """
         start = time.perf_counter() if due is None else due
-        connection = self._connection()
         body = json.dumps({"text": TEXT.format(number)})
+        try:
+            status, content = self._post(body)
+        except ConnectionError:  # the server closes connections that were idle for seconds
+            self.close()
+            status, content = self._post(body)
+        seconds = time.perf_counter() - start
+        if status != 200 or len(json.loads(content)["embedding"]) != 384:
+            raise RuntimeError(f"the server answered {status}: {content[:200]!r}")
+        return 1e3 * seconds
+
+    def close(self) -> None:
+        """Closes the connection of this thread."""
+        self._own.connection.close()
+        del self._own.connection
+
+    def _post(self, body: str) -> tuple[int, bytes]:
+        connection = self._connection()
         connection.request("POST", "/embed", body, {"Content-Type": "application/json"})
         reply = connection.getresponse()
-        content = reply.read()
-        seconds = time.perf_counter() - start
-        if reply.status != 200 or len(json.loads(content)["embedding"]) != 384:
-            raise RuntimeError(f"the server answered {reply.status}: {content[:200]!r}")
-        return 1e3 * seconds
+        return reply.status, reply.read()
 
     def _connection(self) -> http.client.HTTPConnection:
         if not hasattr(self._own, "connection"):

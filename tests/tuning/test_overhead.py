@@ -1,10 +1,13 @@
 """What the wrapper of a tuned module adds to a call."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import nn
 
+from benchmarks import overhead
 from benchmarks.overhead import CASES, Case, contenders, measured, tuned
+from embedl_deploy.tuning import Module
 
 
 @pytest.mark.slow
@@ -27,10 +30,16 @@ def test_all_that_is_timed_computes_the_same(case: Case) -> None:
         torch.testing.assert_close(output[0] if isinstance(output, tuple) else output, outputs[0])
 
 
-def test_a_wrapper_that_falls_back_to_eager_is_not_measured() -> None:
-    class Changes(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.add_(1)
+def test_a_wrapper_that_falls_back_to_eager_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrapped, case = tuned(CASES[0]), replace(CASES[0], args=(torch.ones(5),))
 
-    with pytest.raises((RuntimeError, ValueError)):
-        measured(Case("changes its input", Changes(), (torch.ones(4),), 1.0), 0.1)
+    def tuned_for_others(case: Case) -> Module:
+        del case
+        return wrapped
+
+    monkeypatch.setattr(overhead, "tuned", tuned_for_others)
+
+    with pytest.raises(RuntimeError, match="calls ran eager: the wrapper took none of them"):
+        measured(case, 0.0)

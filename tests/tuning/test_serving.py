@@ -5,7 +5,9 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.example_script import EXAMPLES, example_script
-from benchmarks.serving import percentiles
+from benchmarks.serving import Client, percentiles
 
 NEEDED = ("fastapi", "uvicorn", "batched", "httpx")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -91,6 +93,36 @@ def test_percentiles_are_of_all_answers() -> None:
     found = percentiles([float(value) for value in range(101)])
 
     assert found == {"p50_ms": 50.0, "p95_ms": 95.0, "p99_ms": 99.0}
+
+
+class Closes(BaseHTTPRequestHandler):
+    """Answers one request per connection, and closes it without saying so."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        content = json.dumps({"embedding": [0.0] * 384}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class's
+        del format, args
+
+
+def test_a_connection_that_the_server_closed_is_opened_again() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Closes) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = Client(server.server_address[1])
+
+        latencies = [client.ask(number) for number in range(3)]
+        client.close()
+        server.shutdown()
+
+    assert all(latency > 0 for latency in latencies)
 
 
 @pytest.mark.slow
