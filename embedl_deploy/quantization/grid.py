@@ -26,10 +26,12 @@ class QuantGrid:
         Args:
             config: Precision and symmetry.
             dtype: The storage a target insists on. ``torch.uint8`` shifts int8 codes by 128,
-                which changes the codes and none of the values they stand for.
+                which changes the codes and none of the values they stand for. Formats that do
+                not fit into it keep their own.
         """
         low, high = config.quant_min, config.quant_max
-        if dtype is torch.uint8 and not config.precision.is_float:
+        fits = config.precision.format.bits <= 8 and not config.precision.is_float
+        if dtype is torch.uint8 and fits:
             return cls(0, int(high - low), torch.uint8, config.symmetric)
         return cls(low, high, config.precision.format.dtype, config.symmetric)
 
