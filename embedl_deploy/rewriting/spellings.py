@@ -71,7 +71,7 @@ def _of_op(target: OpOverload | OpOverloadPacket, found: Node) -> str | None:
 
 def _of_operator(target: Target) -> str | None:
     name = str(getattr(target, "__name__", ""))
-    name = {"truediv": "div", "matmul": "matmul", "pow": "pow"}.get(name, name)
+    name = "div" if name == "truediv" else name
     if name == "getitem" or not hasattr(_ATEN, name):
         return None
     return f"operators of tensors are ATen ops in the graph: write torch.ops.aten.{name}"
