@@ -28,13 +28,15 @@ class Net(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.body = nn.Conv2d(8, 8, 3, padding=1)
-        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.second, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
         self.side = nn.Conv2d(8, 8, 1)
         self.head = nn.Linear(8, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.stem(x))
-        x = torch.relu(self.second(torch.relu(self.body(x))) + x) * torch.sigmoid(self.side(x))
+        x = torch.relu(self.norm(self.second(torch.relu(self.body(x)))) + x) * torch.sigmoid(
+            self.side(x)
+        )
         return self.head(x.mean((2, 3)))
 
 
