@@ -104,7 +104,8 @@ class _Watching(TorchDispatchMode):
     """Follows what dequantize ops yield through ops that only move values.
 
     What is computed from constants alone is a constant too, and may be a weight; a product of two
-    constants could run once, counts for nothing, and what it yields is no weight.
+    constants could run once, counts for nothing, and what it yields is no weight. Nor is a tensor
+    that is made from nothing, as positions are; tracing folds what is computed from those alone.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -137,7 +138,7 @@ class _Watching(TorchDispatchMode):
             _add(self.dequantized, result)
         if _all_in(self.constants, read) and packet not in _PRODUCTS:
             _add(self.constants, result)
-        elif read and all(map(self._is_fixed, read)):
+        elif all(map(self._is_fixed, read)) and not _is_random(func):
             _add(self.folded, result)
         return result
 
@@ -168,6 +169,10 @@ class _Watching(TorchDispatchMode):
             self.count.uncovered.append(Uncovered(self.node, str(func), macs, missing))
         else:
             self.count.covered += macs
+
+
+def _is_random(func: OpOverload) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
 
 
 def _all_in(known: WeakTensorKeyDictionary, tensors: list[Tensor]) -> bool:

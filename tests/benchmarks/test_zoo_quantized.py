@@ -175,3 +175,16 @@ def test_cases_that_compare_in_float64_are_quantized_in_float32() -> None:
     case = Case("net", net, lambda _: ((IMAGE,), {}), in_float64=True)
 
     assert run_case(case, "inductor")["share"] == 1.0
+
+
+def test_layers_that_read_nothing_but_made_up_positions_count_for_nothing() -> None:
+    class Positions(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.head(torch.arange(4.0).sin())
+
+    model = Positions().eval()
+    converted = convert(quantize(model, (IMAGE,), forward_loop=[IMAGE], backend=INDUCTOR))
+
+    total, _ = float_macs(model, (IMAGE,), {})
+
+    assert total == converted_macs(converted, (IMAGE,), {}).covered == STEM + HEAD
