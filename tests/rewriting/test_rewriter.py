@@ -303,7 +303,7 @@ def test_a_check_that_changes_the_graph_is_taken_back(
 
 def test_a_check_that_changes_a_layer_is_taken_back() -> None:
     def check(_: Pattern, match: PatternMatch) -> Refusal | None:
-        match.module("linear", nn.Linear).bias = None
+        match.module("linear", nn.Linear).register_parameter("bias", None)
         raise ValueError("oops")
 
     rule = replace_linear_relu(lambda match: match.call_module(nn.SiLU(), *match.inputs))
