@@ -4,6 +4,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from heapq import heapify, heappop, heappush
 
 from torch import nn
@@ -206,7 +207,7 @@ class _Run:
         self.refused.pop(key, None)
         self.matches.pop(key, None)
         self.matches[key] = match
-        self.applied.append(record._replace(made=f"{self.scope}{outcome.made.name}"))
+        self.applied.append(replace(record, made=f"{self.scope}{outcome.made.name}"))
         # What the replacement reads beyond the match's own inputs gained a reader.
         reads = {read: None for node in outcome.new_nodes for read in node.all_input_nodes}
         touched += [read for read in reads if read not in inputs]

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from torch import nn
 from torch.fx import GraphModule
@@ -15,7 +14,8 @@ from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.refusal import Refusal
 
 
-class SiteRecord(NamedTuple):
+@dataclass(frozen=True)
+class SiteRecord:
     """One match: where it stood and what became of it."""
 
     stage: str
