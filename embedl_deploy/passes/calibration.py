@@ -25,6 +25,7 @@ from embedl_deploy.passes.calibration_state import (
     merge_states,
     refuse_moving_averages,
 )
+from embedl_deploy.passes.finite_weights import require_finite_weights
 from embedl_deploy.passes.processes import exchanging, process_count
 from embedl_deploy.quantization.stub import QuantStub, stubs_of
 from embedl_deploy.quantization.weights import WeightFakeQuantize
@@ -62,10 +63,12 @@ def calibrate_model(
     Raises:
         CalibrationError: No data, a loop that never ran the model, a tensor that was never seen,
             NaN or infinity in an activation.
+        QuantizationError: NaN or infinity in a weight.
     """
     began = time.perf_counter()
     if forward_loop is None:
         _require_no_stubs([stub for _, stub in stubs_of(model)])
+        require_finite_weights(model)
         return (PassRecord("calibration", notes=("no data, and no activation needs any",)),)
     seen = observe_model(model, forward_loop, progress)
     return finish_calibration(model, seen, began, corrects_biases=corrects_biases)
@@ -86,7 +89,9 @@ def observe_model(
 
     Raises:
         CalibrationError: As ``calibrate_model``, but for tensors that were never seen.
+        QuantizationError: As ``calibrate_model``.
     """
+    require_finite_weights(model)
     stubs = [stub for _, stub in stubs_of(model)]
     with (
         _unrounded(model),

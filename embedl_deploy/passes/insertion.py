@@ -1,6 +1,5 @@
 """Places quantizers where the patterns of a backend ask for them."""
 
-import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from embedl_deploy.errors import QuantizationError
 from embedl_deploy.graph.making import make_node
 from embedl_deploy.graph.nodes import dtype_of, module_of, source_line
 from embedl_deploy.graph.provenance import Rewrite, origin_of, record_rewrite
@@ -165,7 +163,6 @@ class _Insertion:
         layer = self._weighted(node)
         if layer.weight_fake_quant is None:
             assert self.config.weight is not None
-            _require_finite(layer, node)
             weight = _weight_like(layer)
             quantizer = WeightFakeQuantize(
                 self.config.weight, weight.shape, layer.weight_axis, site=_site(node)
@@ -249,26 +246,6 @@ def _weight_like(layer: WeightedFused) -> Tensor:
         # Folding a norm into the weight changes its numbers only.
         return cast("Tensor", layer.weighted.weight)
     return layer.folded_weight_and_bias()[0]
-
-
-def _require_finite(layer: WeightedFused, node: Node) -> None:
-    """Checks that a scale can be computed from the weight of ``layer`` and the norm folded in."""
-    for part in layer.parts:
-        tensors = cast(
-            "Iterable[tuple[str, Tensor]]", (*part.named_parameters(), *part.named_buffers())
-        )
-        for name, tensor in tensors:
-            if tensor.is_meta or not tensor.is_floating_point() or tensor.numel() == 0:
-                continue
-            # One pass without a mask as large as the weight; NaN wins over every other value.
-            low, high = tensor.detach().aminmax()
-            if not (math.isfinite(low) and math.isfinite(high)):
-                nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
-                raise QuantizationError(
-                    f"weights must be finite, {name} of {type(part).__name__} at {_site(node)} has "
-                    f"{nan} NaN and {infinite} infinite of {tensor.numel()} values: mend the "
-                    "weights, or name the layer in QuantConfig.skip"
-                )
 
 
 def _wrapped(module: nn.Module) -> WeightedFused:
