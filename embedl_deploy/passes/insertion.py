@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar, cast
+from dataclasses import replace
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +61,7 @@ def insert_quantizers(
     )
 
 
-@dataclass(frozen=True)
-class _Work:
+class _Work(NamedTuple):
     """A point, and the reason to leave it alone if there is one."""
 
     point: Point
@@ -95,10 +94,12 @@ class _Insertion:
     def quantize(self, match: PatternMatch) -> None:
         """Places the quantizers of one match, or records why not."""
         reason = self._decline(match)
+        points = points_of(match) if reason is None else ()
+        reason = reason or self._foreign_dtype(points)
         if reason is not None:
             self._refuse(match, reason)
             return
-        work = [_Work(point, self._objection(match, point)) for point in points_of(match)]
+        work = [_Work(point, self._objection(match, point)) for point in points]
         reasons = dict.fromkeys(item.reason for item in work if item.reason is not None)
         for item_reason in reasons:
             self._refuse(match, item_reason)
@@ -114,11 +115,11 @@ class _Insertion:
         names = (match.pattern.name, *self.layers.get(match.root, ()))
         decisions = [self.placement.decision(name) for name in names]
         table = (decision.reason for decision in decisions if not decision.quantized)
-        return next(table, None) or self._foreign_dtype(match)
+        return next(table, None)
 
-    def _foreign_dtype(self, match: PatternMatch) -> str | None:
+    def _foreign_dtype(self, points: Sequence[Point]) -> str | None:
         """Returns which operand has a dtype that no kernel in low precision goes with."""
-        values = [point.value for point in points_of(match)] if self.activation else []
+        values = [point.value for point in points] if self.activation else []
         for value in values:
             dtype = None if value is None else dtype_of(value)
             if value is None or dtype is None or is_float_tensor(value):

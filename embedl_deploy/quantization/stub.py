@@ -21,11 +21,16 @@ class QuantStub(nn.Module):
     straight-line code. One stub stands for one tensor, whoever reads it.
     """
 
+    config: TensorQuantConfig
+    grid: QuantGrid
+    site: str
+    """What the reader of a message knows the tensor by."""
+
     scale: Tensor
     zero_point: Tensor
 
     # Class attributes until they are set: a graph has thousands of stubs, and each attribute that
-    # a module sets costs more than the stub's own code.
+    # is set on a module costs more than the stub's own code.
     observing: bool = False
     quantizing: bool = False
     observer: Observer | None = None
@@ -34,11 +39,8 @@ class QuantStub(nn.Module):
         self, config: TensorQuantConfig, dtype: torch.dtype | None = None, site: str = ""
     ) -> None:
         super().__init__()
-        self.config = config
-        self.grid = QuantGrid.of(config, dtype)
-        self.site = site
-        """What the reader of a message knows the tensor by."""
-
+        # Past ``nn.Module.__setattr__``, which looks each value up as a parameter or child.
+        self.__dict__.update(config=config, grid=QuantGrid.of(config, dtype), site=site)
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("zero_point", torch.full((), self.grid.middle, dtype=torch.int32))
 

@@ -25,6 +25,10 @@ class WeightFakeQuantize(nn.Module):
     weight in training; from then on it is a constant of the model. Zeros stay zero either way.
     """
 
+    config: TensorQuantConfig
+    grid: QuantGrid
+    axis: int | None
+    site: str
     scale: Tensor
     zero_point: Tensor
 
@@ -36,10 +40,9 @@ class WeightFakeQuantize(nn.Module):
         self, config: TensorQuantConfig, shape: torch.Size, axis: int = 0, site: str = ""
     ) -> None:
         super().__init__()
-        self.config = config
-        self.grid = QuantGrid.of(config)
-        self.axis = axis if config.per_channel else None
-        self.site = site
+        # Past ``nn.Module.__setattr__``, as in ``QuantStub``.
+        kept = axis if config.per_channel else None
+        self.__dict__.update(config=config, grid=QuantGrid.of(config), axis=kept, site=site)
         channels = () if self.axis is None else (shape[self.axis],)
         self.register_buffer("scale", torch.ones(channels))
         self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32))

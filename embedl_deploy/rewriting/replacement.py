@@ -11,21 +11,31 @@ from embedl_deploy.graph.nodes import value_of
 from embedl_deploy.graph.values import same_value, value_text
 from embedl_deploy.rewriting.edit import Edit
 from embedl_deploy.rewriting.match import PatternMatch
+from embedl_deploy.rewriting.match_guard import is_trusted
 from embedl_deploy.rewriting.pattern import Pattern
 from embedl_deploy.rewriting.refusal import Refusal
 from embedl_deploy.rewriting.telling import told
 
 
 def objection_to(
-    match: PatternMatch, edit: Edit, outputs: dict[Node, Node], size: int
+    match: PatternMatch,
+    edit: Edit,
+    outputs: dict[Node, Node],
+    size: int,
+    *,
+    always: bool = False,
 ) -> Refusal | None:
     """Returns what is wrong with a replacement, None if nothing is.
+
+    One node that a rule of the package itself puts in the place of the root takes over the root's
+    recorded value; any other value is computed and compared.
 
     Args:
         match: What is to be replaced.
         edit: What the pattern built.
         outputs: What ``replace`` returned: what takes the place of what.
         size: How many nodes the graph had before.
+        always: Whether to compute the values of the package's own rules too.
     """
     refusal = _not_returned(match, outputs)
     if refusal is not None:
@@ -40,6 +50,8 @@ def objection_to(
     refusal = _misplaced(edit, outputs) or _unmapped(match, outputs)
     if refusal is not None:
         return refusal
+    if not always and _takes_over_value(match, edit, outputs):
+        return None
     try:
         edit.infer_values()
     except Exception as error:  # noqa: BLE001  # a replacement may fail in any way
@@ -55,6 +67,18 @@ def _grafted(match: PatternMatch) -> str:
         return ""
     read = ", ".join(f"%{node.name}" for node in match.inputs)
     return f"; graft's module is called with the match's inputs, here {read}"
+
+
+def _takes_over_value(match: PatternMatch, edit: Edit, outputs: dict[Node, Node]) -> bool:
+    """Gives a trusted rule's one node the value of the root; tells whether it is one."""
+    value = value_of(match.root)
+    if value is None or len(edit.nodes) != 1 or not is_trusted(match.pattern):
+        return False
+    (made,) = edit.nodes
+    if outputs != {match.root: made}:
+        return False
+    made.meta["val"] = value
+    return True
 
 
 def _not_returned(match: PatternMatch, outputs: object) -> Refusal | None:

@@ -66,7 +66,7 @@ def apply_match(
     try:
         if refusal is None:
             assert not isinstance(outputs, Refusal)
-            refusal = objection_to(match, edit, outputs, size)
+            refusal = objection_to(match, edit, outputs, size, always=verify is not None)
             if refusal is None and verify is not None:
                 refusal = verify(match, tuple(edit.nodes), outputs)
     except VerificationError:
