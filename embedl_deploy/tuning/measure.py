@@ -28,12 +28,13 @@ class Timing:
         return asdict(self)
 
 
-def timed(call: Callable[[], object]) -> BlockRunner:
-    """Returns a runner that times ``call`` in this process."""
+def timed(call: Callable[[], object], before: Callable[[], object] = lambda: None) -> BlockRunner:
+    """Returns a runner that times ``call`` in this process, each time after ``before``, untimed."""
 
     def run_block(count: int) -> list[float]:
         seconds: list[float] = []
         for _ in range(count):
+            before()
             start = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - start)

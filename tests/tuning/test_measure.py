@@ -66,3 +66,12 @@ def test_timed_makes_as_many_calls_as_asked() -> None:
 def test_refuses_senseless_numbers(bad: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="need block >= 1"):
         measure_in_rotation({}, **bad)  # pyright: ignore[reportArgumentType]  # the bad numbers are integers
+
+
+def test_what_runs_before_a_call_is_not_timed() -> None:
+    steps: list[str] = []
+
+    seconds = timed(lambda: steps.append("call"), lambda: steps.append("before"))(2)
+
+    assert steps == ["before", "call"] * 2
+    assert len(seconds) == 2
