@@ -276,8 +276,13 @@ def _endless(run: _Run) -> PatternError:
     names = list(dict.fromkeys(record.pattern for record in reversed(recent)))[:2]
     who = " and ".join(repr(name) for name in names)
     verb = "undo each other" if len(names) > 1 else "never comes to an end"
+    cure = "Give one of them a check() that declines what the other makes"
+    if len(names) == 1 and len({record.site for record in recent}) == 1:
+        cure = (
+            "What it makes reads the node that it replaces, which is there to match again: build "
+            "from match.inputs"
+        )
     return PatternError(
         f"after {MOST_ROUNDS} rounds the graph still changes: {who} {verb}, last at "
-        f"%{recent[-1].site} ({recent[-1].source or 'no source line'}). Give one of them a "
-        "check() that declines what the other makes"
+        f"%{recent[-1].site} ({recent[-1].source or 'no source line'}). {cure}"
     )

@@ -253,6 +253,20 @@ def test_two_patterns_that_undo_each_other_are_named() -> None:
     assert "check() that declines" in message
 
 
+def test_a_pattern_that_reads_what_it_replaces_is_told_so() -> None:
+    class ReluOfRelu(Pattern):
+        phase = Phase.CONVERSION
+        tree = Chain(act=nn.ReLU)
+
+        def replace(self, match: PatternMatch) -> Node:
+            return match.call_module(nn.Sigmoid(), match.root)
+
+    graph_module = trace(nn.Sequential(nn.ReLU()).eval(), (ROW,))
+
+    with pytest.raises(PatternError, match=r"reads the node that it replaces.*match\.inputs"):
+        apply_patterns(graph_module, [ReluOfRelu], until_fixpoint=True)
+
+
 def test_a_pattern_that_feeds_on_itself_is_named() -> None:
     class DoubleReLU(Pattern):
         phase = Phase.CONVERSION
