@@ -119,7 +119,7 @@ def module_path(node: Node) -> str:
     if not isinstance(stack, dict) or not stack:
         return ""
     path, _ = list(cast("dict[str, tuple[str, object]]", stack).values())[-1]
-    return re.sub(r"^L\['self'\]\.?", "", str(path))
+    return str(path).removeprefix("L['self']").removeprefix(".")
 
 
 def input_nodes(argument: Argument) -> Iterator[Node]:

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torch import nn
 from torch.fx import Node
 
-from embedl_deploy.graph.nodes import source_line
-from embedl_deploy.graph.text import label
+from embedl_deploy.graph.nodes import module_of, source_line
+from embedl_deploy.graph.text import label, module_label
 
 _KEY = "rewrites"
 _MADE_AS = "made_as"
@@ -18,11 +19,21 @@ class Origin(NamedTuple):
     name: str
     """Name of the node."""
 
-    label: str
-    """What it ran."""
+    runs: nn.Module | str
+    """The module that it ran, or the text that stands for what it ran."""
+
+    target: str
+    """Path of the module, "" where it ran none."""
 
     source: str | None
     """``file:line`` of the user's code that made it, None if tracing did not record it."""
+
+    @property
+    def label(self) -> str:
+        """What it ran; written when asked for, since most are never shown."""
+        if isinstance(self.runs, str):
+            return self.runs
+        return module_label(self.runs, self.target)
 
 
 class Rewrite(NamedTuple):
@@ -80,7 +91,10 @@ def rewrites_of(node: Node) -> tuple[Rewrite, ...]:
 
 def origin_of(node: Node) -> Origin:
     """Returns a node's name, label and source line, to outlive the node."""
-    return Origin(node.name, label(node), source_line(node))
+    module = module_of(node)
+    if module is None:
+        return Origin(node.name, label(node), "", source_line(node))
+    return Origin(node.name, module, str(node.target), source_line(node))
 
 
 def record_rewrite(made: Node, rewrite: Rewrite, consumed: tuple[Node, ...]) -> None:

@@ -3,7 +3,7 @@
 import re
 from typing import cast
 
-from torch import SymInt, Tensor
+from torch import SymInt, Tensor, nn
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
@@ -63,8 +63,12 @@ def _module_text(node: Node) -> str:
     module = module_of(node)
     if module is None:
         return f"missing module {node.target}"
-    shown = f"{type(module).__name__}({module.extra_repr()})"
-    return f"{shown}[{node.target}]"
+    return module_label(module, str(node.target))
+
+
+def module_label(module: nn.Module, path: str) -> str:
+    """Returns class, settings and path of a module."""
+    return f"{type(module).__name__}({module.extra_repr()})[{path}]"
 
 
 def _call_text(args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> str:

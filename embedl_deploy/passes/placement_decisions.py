@@ -38,17 +38,20 @@ _OPS = {
 def layer_decisions(graph_module: GraphModule) -> dict[Node, tuple[str, ...]]:
     """Returns the names of the decisions about each layer with a weight, in graph order."""
     nodes: list[Node] = list(graph_module.graph.nodes)
-    layers = {node: None for node in nodes if is_weighted(module_of(node))}
+    layers = {node: module for node in nodes if is_weighted(module := module_of(node))}
     behind = reached(nodes, set(layers), lambda node: node.all_input_nodes)
     before = reached(nodes[::-1], set(layers), lambda node: list(node.users))
-    claims: tuple[tuple[str, Callable[[Node], bool]], ...] = (
-        ("first-layer", lambda node: node not in behind),
-        ("last-layer", lambda node: node not in before),
+    claims: tuple[tuple[str, Callable[[Node, nn.Module | None], bool]], ...] = (
+        ("first-layer", lambda node, _: node not in behind),
+        ("last-layer", lambda node, _: node not in before),
         ("depthwise-conv", _is_depthwise),
         ("head-1x1", _is_head),
         ("product-with-a-dimension-of-1", _has_a_dimension_of_1),
     )
-    return {node: tuple(name for name, holds in claims if holds(node)) for node in layers}
+    return {
+        node: tuple(name for name, holds in claims if holds(node, module))
+        for node, module in layers.items()
+    }
 
 
 def decision_notes(
@@ -95,19 +98,18 @@ def _adds_tensors(node: Node) -> bool:
     return len(tensors) == 2 and all(tensor.is_floating_point() for tensor in tensors)
 
 
-def _weighted(node: Node) -> nn.Module | None:
-    module = module_of(node)
+def _weighted(module: nn.Module | None) -> nn.Module | None:
     return module.weighted if isinstance(module, WeightedFused) else module
 
 
-def _is_depthwise(node: Node) -> bool:
-    conv = _weighted(node)
+def _is_depthwise(_: Node, module: nn.Module | None) -> bool:
+    conv = _weighted(module)
     return isinstance(conv, CONVOLUTIONS) and 1 < conv.groups == conv.in_channels
 
 
-def _is_head(node: Node) -> bool:
-    conv = _weighted(node)
-    if isinstance(module_of(node), LinearAsConv1x1):
+def _is_head(node: Node, module: nn.Module | None) -> bool:
+    conv = _weighted(module)
+    if isinstance(module, LinearAsConv1x1):
         return True
     if not isinstance(conv, CONVOLUTIONS) or any(size != 1 for size in conv.kernel_size):
         return False
@@ -115,8 +117,8 @@ def _is_head(node: Node) -> bool:
     return all(isinstance(size, int) and size == 1 for size in pixels)
 
 
-def _has_a_dimension_of_1(node: Node) -> bool:
-    linear = _weighted(node)
+def _has_a_dimension_of_1(node: Node, module: nn.Module | None) -> bool:
+    linear = _weighted(module)
     if not isinstance(linear, LINEARS):
         return False
     rows = (shape_of(node) or (0,))[:-1]

@@ -135,17 +135,17 @@ class Pattern(ABC):
 def also_used(match: PatternMatch) -> Refusal | None:
     """Returns a refusal if a node inside the match is read from outside it."""
     consumed = set(match.nodes)
-    outputs = {match[name] for name in match.pattern.outputs if name in match} | {match.root}
+    outputs = [match.root, *(match[name] for name in match.pattern.outputs if name in match)]
     for node in match.nodes:
-        outside = [] if node in outputs else [user for user in node.users if user not in consumed]
-        if outside:
-            lost = [name for name in match.pattern.outputs if name not in match]
-            known = ", ".join(match.captures) or "nothing"
-            named = f"; outputs names {lost[0]!r}, and captured here: {known}" if lost else ""
-            return Refusal(
-                f"%{node.name} ({node.op} {node.target}) is also used by %{outside[0].name}{named}",
-                node,
-            )
+        if node in outputs or consumed.issuperset(node.users):
+            continue
+        outside = next(user for user in node.users if user not in consumed)
+        lost = [name for name in match.pattern.outputs if name not in match]
+        known = ", ".join(match.captures) or "nothing"
+        named = f"; outputs names {lost[0]!r}, and captured here: {known}" if lost else ""
+        return Refusal(
+            f"%{node.name} ({node.op} {node.target}) is also used by %{outside.name}{named}", node
+        )
     return None
 
 
