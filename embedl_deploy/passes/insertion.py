@@ -49,8 +49,8 @@ def insert_quantizers(
     """
     began = time.perf_counter()
     insertion = _Insertion(graph_module, config, placement)
+    decided = tuple(decision_notes(graph_module, insertion.layers, matches, placement))
     insertion.quantize_all(matches)
-    decided = decision_notes(graph_module, insertion.layers, matches, placement)
     unmet = insertion.skip.unmet(("stub", "weight"))
     return PassRecord(
         "quantization",

@@ -62,11 +62,15 @@ class Workspace:
     def __init__(self, graph_module: GraphModule, *, is_body: bool = False) -> None:
         self.graph_module = graph_module
         self.is_body = is_body
-        self.index = CandidateIndex(graph_module)
         self.values: dict[object, object] = {}
         self.containers: set[str] = set()
         self._counts: dict[str, int] = {}
         """The last number tried behind each wished path."""
+
+    @cached_property
+    def index(self) -> CandidateIndex:
+        """The calls by what they run; made when patterns are looked for."""
+        return CandidateIndex(self.graph_module)
 
     @cached_property
     def paths(self) -> dict[int, str]:
