@@ -113,12 +113,6 @@ class ArchiveReader:
             raise CheckpointError(f"{name} in {self.path} is damaged: its SHA-256 sum is wrong")
         return content
 
-    def read_json(self, name: str) -> Json:
-        """Returns an entry parsed as JSON."""
-        if self._entries[name].file_size > _LARGEST_JSON if name in self._entries else False:
-            raise CheckpointError(f"{name} in {self.path} is too large to be JSON of ours")
-        return _parsed(self.read(name), name)
-
     def extract(self, name: str, folder: Path) -> Path:
         """Writes an entry to ``folder`` under its own name and returns where."""
         target = folder.joinpath(*PurePosixPath(name).parts)

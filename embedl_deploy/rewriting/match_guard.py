@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from embedl_deploy.rewriting.pattern import Pattern
 
 _OWN_RULES = "embedl_deploy.patterns."
-"""Where the rules live that the tests of this package run under guard, and so need none later."""
+"""Where the package's own rules live, which are not watched in use: their ``check`` only asks, and
+the tests run their ``replace`` under guard."""
 
 
 class MatchGuard:
@@ -26,7 +27,7 @@ class MatchGuard:
     Args:
         match: The match.
         step: The method that runs, for messages.
-        always: Whether to guard the package's own rules too, which its tests do.
+        always: Whether to guard the package's own rules too, as verification does.
     """
 
     def __init__(self, match: PatternMatch, step: str, *, always: bool = False) -> None:
