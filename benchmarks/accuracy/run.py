@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import cast
@@ -56,13 +56,19 @@ def main() -> int:
 def _run_all(
     names: list[str], tools: list[str], jobs: int, screen: Screen
 ) -> Iterator[tuple[str, Row | None]]:
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        work = {pool.submit(_run_alone, name, tools): name for name in names}
+    with ThreadPoolExecutor(jobs) as waiting:
+        work = {waiting.submit(_run_apart, name, tools): name for name in names}
         for done in as_completed(work):
             error = done.exception()
             if error is not None:
                 screen.error(f"{work[done]}: {type(error).__name__}: {error}")
             yield work[done], None if error is not None else done.result()
+
+
+def _run_apart(name: str, tools: list[str]) -> Row:
+    """Runs a row in a pool of its own: a process that dies breaks its pool."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_run_alone, name, tools).result()
 
 
 def _run_alone(name: str, tools: list[str]) -> Row:

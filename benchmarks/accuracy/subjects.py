@@ -80,9 +80,9 @@ def _folds(name: str) -> Iterator[Subject]:
 
 def _minilm() -> Subject:
     texts = standard_library_docstrings(TEXTS + CALIBRATION_TEXTS)
+    # Clones: a view would take all texts along when a row is sent to another process.
     rows = [
-        (ids[:, :TOKENS].contiguous(), mask[:, :TOKENS].contiguous())
-        for ids, mask in tokenize(texts).rows()
+        (ids[:, :TOKENS].clone(), mask[:, :TOKENS].clone()) for ids, mask in tokenize(texts).rows()
     ]
     every = len(rows) // CALIBRATION_TEXTS
     chosen = range(0, every * CALIBRATION_TEXTS, every)

@@ -102,13 +102,18 @@ def source_line(node: Node) -> str | None:
 
 @lru_cache(maxsize=4096)  # thousands of nodes share the lines of one model
 def _innermost_line(trace: str) -> str | None:
-    frames = [(found["file"], found["line"]) for found in _FRAME.finditer(trace)]
-    # "<eval_with_key>" is code that torch.fx wrote, not the user.
-    own = [frame for frame in frames if not frame[0].startswith((_TORCH_ROOT, "<"))]
-    if not frames:
-        return None
-    file, line = (own or frames)[-1]
-    return f"{file}:{line}"
+    innermost: str | None = None
+    end = len(trace)
+    while (start := trace.rfind('File "', 0, end)) >= 0:
+        found, end = _FRAME.match(trace, start), start
+        if found is None:
+            continue
+        line = f"{found['file']}:{found['line']}"
+        # "<eval_with_key>" is code that torch.fx wrote, not the user.
+        if not found["file"].startswith((_TORCH_ROOT, "<")):
+            return line
+        innermost = innermost or line
+    return innermost
 
 
 def module_path(node: Node) -> str:

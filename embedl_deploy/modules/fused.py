@@ -44,8 +44,9 @@ class WeightedFused(Fused):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight_fake_quant = None
-        self.register_buffer("bias_correction", None)
+        # Past ``nn.Module``'s own ways, which look each name up in all of its tables.
+        self.__dict__["weight_fake_quant"] = None
+        self._buffers["bias_correction"] = None
 
     @property
     def weighted(self) -> nn.Module:

@@ -131,8 +131,8 @@ def _match_at(rule: Pattern, root: Node, graph_module: GraphModule) -> PatternMa
     if isinstance(found, Refusal):
         refusal, found = found, PatternMatch(rule, graph_module, root, (root,), {})
         found.refusal = refusal
-    elif found is not None and found.refusal is None:
-        found.refusal = rule.decline(found)
+    elif found is not None and type(rule).match is not Pattern.match:
+        found.refusal = found.refusal or rule.decline(found)
     return found
 
 

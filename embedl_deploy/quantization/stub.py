@@ -39,10 +39,11 @@ class QuantStub(nn.Module):
         self, config: TensorQuantConfig, dtype: torch.dtype | None = None, site: str = ""
     ) -> None:
         super().__init__()
-        # Past ``nn.Module.__setattr__``, which looks each value up as a parameter or child.
+        # Past ``nn.Module.__setattr__`` and ``register_buffer``, which look each name up in all of
+        # the module's tables.
         self.__dict__.update(config=config, grid=QuantGrid.of(config, dtype), site=site)
-        self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("zero_point", torch.full((), self.grid.middle, dtype=torch.int32))
+        middle = torch.full((), self.grid.middle, dtype=torch.int32)
+        self._buffers.update(scale=torch.ones(()), zero_point=middle)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns ``x``, rounded if the stub is quantizing."""

@@ -40,12 +40,12 @@ class WeightFakeQuantize(nn.Module):
         self, config: TensorQuantConfig, shape: torch.Size, axis: int = 0, site: str = ""
     ) -> None:
         super().__init__()
-        # Past ``nn.Module.__setattr__``, as in ``QuantStub``.
+        # Past ``nn.Module``'s own ways, as in ``QuantStub``.
         kept = axis if config.per_channel else None
         self.__dict__.update(config=config, grid=QuantGrid.of(config), axis=kept, site=site)
         channels = () if self.axis is None else (shape[self.axis],)
-        self.register_buffer("scale", torch.ones(channels))
-        self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32))
+        zero_point = torch.zeros(channels, dtype=torch.int32)
+        self._buffers.update(scale=torch.ones(channels), zero_point=zero_point)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Returns the weight that the codes of ``weight`` stand for."""

@@ -4,7 +4,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from heapq import heapify, heappop, heappush
 
 from torch import nn
@@ -196,18 +195,18 @@ class _Run:
         if refusal is not None:
             self._refuse(match, refusal)
             return
-        record = site_record(match)
         inputs = match.inputs
         touched = [*match.nodes, *(reader for node in match.nodes for reader in node.users)]
         outcome = apply_match(self.workspace, match, self.verify)
         if isinstance(outcome, Refusal):
             self._refuse(match, outcome)
             return
+        record = site_record(match, made=f"{self.scope}{outcome.made.name}")
         key = _key_of(record)
         self.refused.pop(key, None)
         self.matches.pop(key, None)
         self.matches[key] = match
-        self.applied.append(replace(record, made=f"{self.scope}{outcome.made.name}"))
+        self.applied.append(record)
         # What the replacement reads beyond the match's own inputs gained a reader.
         reads = {read: None for node in outcome.new_nodes for read in node.all_input_nodes}
         touched += [read for read in reads if read not in inputs]

@@ -28,6 +28,8 @@ class Chain(Tree):
             raise PatternError("a Chain needs at least one link, got none: it could never match")
         self.links = tuple(trees)
         self._is_optional = tuple(may_be_absent(tree) for tree in trees)
+        self._before_last = _anchors_before_last(self.links)
+        self._may_stand_there: dict[object, bool] = {}
 
     def anchors(self) -> tuple[Target, ...] | None:
         targets: list[Target] = []
@@ -41,7 +43,19 @@ class Chain(Tree):
         return tuple(targets)
 
     def match(self, value: Argument, found: Found) -> Iterator[Step]:
-        yield from self._match_up_to(len(self.links) - 1, (value,), found)
+        if self._before_last is None or not isinstance(value, Node) or self._may_end_at(value):
+            yield from self._match_up_to(len(self.links) - 1, (value,), found)
+
+    def _may_end_at(self, node: Node) -> bool:
+        """Tells whether ``node`` reads what the link before the last may be."""
+        return any(self._may_precede(callee_of(read)) for read in node.all_input_nodes)
+
+    def _may_precede(self, callee: object) -> bool:
+        known = self._may_stand_there.get(callee)
+        if known is None:
+            known = any(runs(callee, anchor) for anchor in self._before_last or ())
+            self._may_stand_there[callee] = known
+        return known
 
     def _match_up_to(self, last: int, values: tuple[Argument, ...], found: Found) -> Iterator[Step]:
         """Yields the ways in which one of ``values`` ends the links up to ``last``."""
@@ -245,6 +259,33 @@ def may_be_absent(tree: Tree) -> bool:
     if isinstance(tree, Wildcard):
         return tree.least == 0
     return isinstance(tree, Maybe)
+
+
+def _anchors_before_last(links: tuple[Tree, ...]) -> tuple[Target, ...] | None:
+    """Returns what the last link of a chain must read one of, None where that is not known."""
+    *earlier, last = links
+    if may_be_absent(last) or not _opens_own_inputs(last):
+        return None
+    targets: list[Target] = []
+    for link in reversed(earlier):
+        anchors = link.anchors()
+        if anchors is None:
+            return None
+        targets += anchors
+        if not may_be_absent(link):
+            return tuple(targets)
+    return None
+
+
+def _opens_own_inputs(tree: Tree) -> bool:
+    """Tells whether the link before ``tree`` in a chain is always read by its root itself."""
+    if isinstance(tree, Named):
+        return _opens_own_inputs(tree.tree)
+    if isinstance(tree, OneOf):
+        return all(_opens_own_inputs(item) for item in tree.trees)
+    if isinstance(tree, Fork):
+        return _opens_own_inputs(tree.join)
+    return type(tree) is Op and not tree.inputs
 
 
 def _first_operand(node: Node) -> tuple[Node, ...]:

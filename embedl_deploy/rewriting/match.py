@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import Argument, Target
 
 from embedl_deploy.errors import PatternError
-from embedl_deploy.graph.nodes import input_nodes, module_of
+from embedl_deploy.graph.nodes import module_of
 from embedl_deploy.graph.record import has_record, record_of
 from embedl_deploy.rewriting.refusal import Refusal
 
@@ -114,13 +114,8 @@ class PatternMatch:
     def inputs(self) -> tuple[Node, ...]:
         """The nodes that the match reads and does not consume, in the order they are read."""
         consumed = set(self.nodes)
-        read = [
-            value
-            for node in self.nodes
-            for value in (*input_nodes(node.args), *input_nodes(node.kwargs))
-            if value not in consumed
-        ]
-        return tuple(dict.fromkeys(read))
+        reads = (read for node in self.nodes for read in node.all_input_nodes)
+        return tuple(dict.fromkeys(read for read in reads if read not in consumed))
 
     def __contains__(self, name: str) -> bool:
         return name in self.captures

@@ -38,7 +38,8 @@ _SCALES: Mapping[object, Mapping[str, object]] = {
 
 def scales_are_plain(node: Node, allowed: Mapping[str, object] | None = None) -> bool:
     """Tells whether arguments such as ``alpha`` of an add have the value that changes nothing."""
-    plain = _SCALES.get(node.target)
+    # All of them can be given by keyword only.
+    plain = _SCALES.get(node.target) if node.kwargs else None
     if plain is None:
         return True
     bound = bound_arguments(node)
@@ -48,6 +49,8 @@ def scales_are_plain(node: Node, allowed: Mapping[str, object] | None = None) ->
 def open_inputs(node: Node) -> tuple[Node, ...]:
     """Returns the nodes that the link before ``node`` in a chain may be."""
     arguments = node.args or tuple(node.kwargs.values())
+    if len(arguments) == 1 and isinstance(arguments[0], Node):
+        return (arguments[0],)
     if arguments and isinstance(arguments[0], (list, tuple)):
         return tuple(item for item in arguments[0] if isinstance(item, Node))
     operands = tuple(item for item in arguments if isinstance(item, Node))

@@ -59,8 +59,8 @@ class TransformationPlan:
     scratch: TracedModule | None = field(default=None, repr=False)
     """The rewritten scratch graph, for the case that nothing is vetoed."""
 
-    decided: dict[SiteKey, bool] = field(default_factory=dict[SiteKey, bool], repr=False)
-    """What ``apply`` was for each site when the plan was made."""
+    decided: dict[PatternMatch, bool] = field(default_factory=dict[PatternMatch, bool], repr=False)
+    """What ``apply`` was for each match when the plan was made."""
 
     gate: Gate | None = field(default=None, repr=False)
     """What was asked before a match was planned."""
@@ -151,7 +151,7 @@ def make_plan(
         if known is None or not known.apply:
             by_pattern[type(match.pattern)] = match
     plan = kind(model, matches, stages, backend, records, scratch=scratch, gate=gate)
-    plan.decided = {site_key(match): match.apply for match in plan.sites()}
+    plan.decided = {match: match.apply for match in plan.sites()}
     return plan
 
 
@@ -173,7 +173,7 @@ def apply_plan(
         from embedl_deploy.rewriting.verified import apply_verified
 
         return apply_verified(plan, args, kwargs, raises=verify == "raise")
-    unchanged = all(plan.decided.get(site_key(match)) == match.apply for match in plan.sites())
+    unchanged = all(plan.decided.get(match) == match.apply for match in plan.sites())
     if plan.scratch is not None and unchanged:
         result, records = plan.scratch, plan.records
         plan.scratch = None
@@ -265,7 +265,7 @@ def with_lost(
     vetoed = [
         f"{match.pattern.name} at %{match.root.name}"
         for match in plan.sites()
-        if plan.decided.get(site_key(match)) and not match.apply
+        if plan.decided.get(match) and not match.apply
     ]
     undone = [
         f"{site.pattern} at %{site.site}"

@@ -174,7 +174,7 @@ _ITEMS = ("applied", "skipped", "applied_count", "skipped_count", "total_count")
 def site_record(
     match: PatternMatch, *, refusal: Refusal | None = None, made: str | None = None
 ) -> SiteRecord:
-    """Returns the record of a match, taken before the match's nodes are erased."""
+    """Returns the record of a match; its nodes may be erased by then."""
     return SiteRecord(
         stage=match.stage,
         pattern=match.pattern.name,

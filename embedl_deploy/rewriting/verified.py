@@ -142,7 +142,7 @@ class _Replay:
         if planned is None:
             # What was rolled back makes room for what the plan could not see.
             return None if self.banned else Refusal("the plan does not hold this site", match.root)
-        if planned.apply or not self.plan.decided.get(key, True):
+        if planned.apply or not self.plan.decided.get(planned, True):
             # Not a veto: where the engine declined before, it decides again.
             return None
         return planned.refusal or Refusal("vetoed in the plan", match.root)

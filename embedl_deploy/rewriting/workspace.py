@@ -102,7 +102,7 @@ class Workspace:
         parent, _, name = path.rpartition(".")
         self.container(parent)._modules[name] = module
         self.paths[id(module)] = path
-        if not parts_of(module):
+        if module.training != self.graph_module.training and not parts_of(module):
             module.train(self.graph_module.training)
         return path, True
 
@@ -123,6 +123,9 @@ class Workspace:
 
     def container(self, path: str) -> nn.Module:
         """Returns the container at ``path``, made if need be."""
+        known = module_at(self.graph_module, path) if path else self.graph_module
+        if known is not None:
+            return known
         here = path
         while here and module_at(self.graph_module, here) is None:
             self.containers.add(here)
@@ -161,10 +164,10 @@ class Workspace:
     def _free_path(self, owner: str, name: str) -> str:
         container = module_at(self.graph_module, owner) if owner else self.graph_module
         wished = f"{owner}.{name}" if owner else name
-        if container is None or not hasattr(container, name):
+        if container is None or not _has_name(container, name):
             return wished
         count = self._counts.get(wished, 0) + 1
-        while hasattr(container, f"{name}_{count}"):
+        while _has_name(container, f"{name}_{count}"):
             count += 1
         self._counts[wished] = count
         return f"{wished}_{count}"
@@ -173,10 +176,28 @@ class Workspace:
 def named_modules(
     module: nn.Module, *, remove_duplicate: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Yields each module below ``module`` with its path, as torch does but typed."""
-    yield from cast(
-        "Iterator[tuple[str, nn.Module]]", module.named_modules(remove_duplicate=remove_duplicate)
-    )
+    """Yields ``module`` and each module below with its path, in the order of torch's method.
+
+    That passes each module up through a generator per level.
+    """
+    seen: set[int] = set()
+    pending: list[tuple[str, nn.Module]] = [("", module)]
+    while pending:
+        path, here = item = pending.pop()
+        if remove_duplicate:
+            if id(here) in seen:
+                continue
+            seen.add(id(here))
+        yield item
+        prefix = f"{path}." if path else ""
+        below = reversed(here._modules.items())
+        pending += [(prefix + name, child) for name, child in below if child is not None]
+
+
+def _has_name(module: nn.Module, name: str) -> bool:
+    """Tells what ``hasattr`` does, which is slow on modules: their lookup raises."""
+    tables = (module._modules, module._parameters, module._buffers, module.__dict__)
+    return any(name in table for table in tables) or hasattr(type(module), name)
 
 
 def _is_empty(container: nn.Module) -> bool:
