@@ -36,6 +36,21 @@ class GivenBias(nn.Module):
         return nn.functional.linear(x, self.layer.weight, bias)
 
 
+class ConstantBias(nn.Module):
+    """A linear layer whose bias is no parameter: zeros made on the way, or a buffer."""
+
+    def __init__(self, number: float | None) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 3, bias=False)
+        self.number = number
+        self.register_buffer("shift", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = self.get_buffer("shift")
+        bias = shift if self.number is None else torch.full_like(shift, self.number)
+        return nn.functional.linear(x, self.layer.weight, bias)
+
+
 def test_a_weight_with_a_joined_bias_is_the_module_of_the_model() -> None:
     model = JoinedBias()
 
@@ -57,6 +72,37 @@ def test_a_bias_that_is_an_input_stays_one() -> None:
 
     assert any(isinstance(module_of(node), nn.Linear) for node in graph.graph.nodes)
     torch.testing.assert_close(graph(ROWS, 2 * bias), model(ROWS, 2 * bias))
+
+
+def test_a_bias_of_constant_zeros_is_left_out() -> None:
+    model = ConstantBias(0.0).eval()
+
+    graph = trace(model, (ROWS,))
+
+    assert [node.op for node in graph.graph.nodes] == ["placeholder", "call_module", "output"]
+    assert graph.get_submodule("layer").weight is model.layer.weight
+    torch.testing.assert_close(graph(ROWS), model(ROWS))
+
+
+def test_a_bias_of_other_constants_is_added() -> None:
+    model = ConstantBias(2.0).eval()
+
+    graph = trace(model, (ROWS,))
+
+    assert isinstance(graph.get_submodule("layer"), nn.Linear)
+    torch.testing.assert_close(graph(ROWS), model(ROWS))
+
+
+def test_a_buffer_of_zeros_is_added_since_another_may_be_loaded() -> None:
+    model = ConstantBias(None).eval()
+
+    graph = trace(model, (ROWS,))
+    state = {**model.state_dict(), "shift": torch.ones(3)}
+    graph.load_state_dict(state)
+    model.load_state_dict(state)
+
+    assert isinstance(graph.get_submodule("layer"), nn.Linear)
+    torch.testing.assert_close(graph(ROWS), model(ROWS))
 
 
 def test_an_ordinary_linear_layer_keeps_its_bias() -> None:
