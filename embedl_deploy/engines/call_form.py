@@ -68,6 +68,14 @@ class TensorForm:
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         return value.contiguous(memory_format=order)
 
+    def blank(self, device: torch.device) -> Tensor:
+        """Returns an admitted tensor of zeros, 2 long where sizes vary, if they may be."""
+        if self.shape is not None:
+            made = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=device)
+            return made.zero_()
+        sizes = [min(max(low, 2), high) for low, high in self.sizes]
+        return self.fitted(torch.zeros(sizes, dtype=self.dtype, device=device), 0)
+
     def _admits(self, value: Tensor) -> bool:
         if self.shape is not None:
             return value.shape == self.shape
@@ -114,6 +122,11 @@ class CallForm:
     def result(self, outputs: Sequence[Tensor]) -> object:
         """Returns flat outputs in the structure that the module returns."""
         return tree_unflatten(outputs, self.outputs)
+
+    def blank(self, device: torch.device) -> tuple[object, ...]:
+        """Returns a sample that the form admits, its tensors zero."""
+        leaves = [f.blank(device) if isinstance(f, TensorForm) else f for f in self.leaves]
+        return cast("tuple[object, ...]", tree_unflatten(leaves, self.inputs))
 
     def _flattened(self, args: tuple[object, ...], kwargs: dict[str, object]) -> list[object]:
         names = cast("list[str]", self.inputs.child(1).context)

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from embedl_deploy.engines.config import EngineConfig
 from embedl_deploy.engines.engine import Engine, Sample
+from embedl_deploy.engines.placing import put_on, require_on
 from embedl_deploy.rewriting.refusal import Refusal
 
 
@@ -35,14 +36,15 @@ class EagerEngine(Engine):
         device: torch.device,
         cache_dir: Path | None,
     ) -> None:
-        del graph_spec, data, device, cache_dir
+        del graph_spec, data, cache_dir
+        require_on(module, device)
         self._module = module
 
     def _infer(self, *args: object, **kwargs: object) -> object:
         return self._module(*args, **kwargs)
 
     def _activate(self) -> None:
-        """Nothing is given back, so nothing is to be taken."""
+        self._module = put_on(self._module, self._device or torch.device("cpu"))
 
     def _deactivate(self) -> None:
         """The module belongs to whoever gave it."""

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Self, cast
@@ -12,29 +11,11 @@ from torch import nn
 from torch.fx import Node
 
 from embedl_deploy.engines.config import EngineConfig
+from embedl_deploy.engines.engine_state import EngineState, cure_of
 from embedl_deploy.rewriting.refusal import Refusal
 
 Sample = tuple[object, ...]
 """Positional arguments, or a pair of a tuple of arguments and a dict of keyword arguments."""
-
-
-class EngineState(Enum):
-    """Where an engine stands in its life."""
-
-    INIT = "init"
-    """Made, not built: only ``build``."""
-
-    ACTIVE = "active"
-    """Runs: ``infer``, ``deactivate``, ``to_dict``."""
-
-    INACTIVE = "inactive"
-    """Built, its memory given back: ``activate``, ``to_dict``."""
-
-    CHECKPOINT_LOADED = "checkpoint loaded"
-    """Read from a checkpoint: ``activate``, or ``deploy`` for good."""
-
-    DEPLOYED = "deployed"
-    """Runs for good: only ``infer``."""
 
 
 class Engine(ABC):
@@ -184,11 +165,22 @@ class Engine(ABC):
             self._state = EngineState.INACTIVE
 
     def deploy(self, device: torch.device | str | None = None) -> None:
-        """Makes a loaded engine run for good, on the saved device if ``device`` is None."""
+        """Makes a loaded engine run for good, on the saved device if ``device`` is None.
+
+        Raises:
+            RuntimeError: The engine was not loaded, or is active.
+            ValueError: What was saved does not run on that type of device.
+            BuildError: It cannot run on this machine.
+        """
         self._require("deploy", EngineState.CHECKPOINT_LOADED)
+        saved = self._device
         if device is not None:
-            self._device = self._checked_device(device, ())
-        self._activate()
+            self._device = self._moved(self._checked_device(device, ()))
+        try:
+            self._activate()
+        except BaseException:
+            self._device = saved
+            raise
         self._state = EngineState.DEPLOYED
 
     def to_dict(self) -> dict[str, object]:
@@ -271,26 +263,28 @@ class Engine(ABC):
             )
         return found
 
+    def _moved(self, device: torch.device) -> torch.device:
+        saved = self._device
+        if saved is not None and saved.type != device.type and not self._can_move():
+            raise ValueError(
+                f"{type(self).__name__} was built for {saved} and does not run on {device}: "
+                "build it there"
+            )
+        return device
+
+    def _can_move(self) -> bool:
+        """Tells whether what was saved for one type of device runs on another too."""
+        return True
+
     def _require(self, call: str, *states: EngineState) -> None:
         if self._state not in states:
             raise RuntimeError(
                 f"{type(self).__name__}.{call}() does not go in state {self._state.value!r}: "
-                + _CURES[self._state]
+                + cure_of(call, self._state)
             )
 
     def __repr__(self) -> str:
         return f"<{self.describe()}, {self._state.value}>"
-
-
-_CURES = {
-    EngineState.INIT: "call build() first",
-    EngineState.ACTIVE: "it is built and active; make a new engine to build another module, and "
-    "load a checkpoint with from_dict() to deploy",
-    EngineState.INACTIVE: "call activate() first",
-    EngineState.CHECKPOINT_LOADED: "call activate() or deploy() first",
-    EngineState.DEPLOYED: "it is deployed for good and only takes infer(); load the checkpoint "
-    "again with from_dict() for anything else",
-}
 
 
 def _device_of(data: Sequence[Sample]) -> torch.device:

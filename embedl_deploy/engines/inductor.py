@@ -24,6 +24,7 @@ from embedl_deploy.engines.inductor_programs import (
 )
 from embedl_deploy.engines.inductor_support import refusal_of
 from embedl_deploy.engines.integer_graph import is_quantized, quantized_products
+from embedl_deploy.engines.placing import put_on, require_on
 from embedl_deploy.engines.program import has_dynamic_sizes
 from embedl_deploy.errors import BuildError
 from embedl_deploy.rewriting.refusal import Refusal
@@ -94,7 +95,8 @@ class InductorEngine(Engine):
     """Key of a saved state: the ahead-of-time package."""
 
     STATE_FORM: ClassVar[str] = "form"
-    """Key of a saved state: the inputs and outputs of the package."""
+    """Key of a saved state: the inputs and outputs of the package, or of a quantized graph that is
+    compiled just in time."""
 
     STATE_KERNELS: ClassVar[str] = "kernels"
     """Key of a saved state: how many int8 kernels of each kind the package calls."""
@@ -107,6 +109,7 @@ class InductorEngine(Engine):
         self._module: nn.Module | None = None
         self._dynamic_shapes: object | None = None
         self._saved_package: tuple[Path, CallForm] | None = None
+        self._form: CallForm | None = None
 
     @property
     def is_jit(self) -> bool:
@@ -128,6 +131,7 @@ class InductorEngine(Engine):
         cache_dir: Path | None,
     ) -> None:
         require_compiler()
+        require_on(module, device)
         self._dynamic_shapes = getattr(graph_spec, "dynamic_shapes", None)
         sample = data[0] if data else None
         if self.is_jit and not _is_quantized_graph(module):
@@ -137,13 +141,25 @@ class InductorEngine(Engine):
             return
         if sample is None:
             raise BuildError("Inductor needs a sample to build ahead of time, or to build int8")
-        program = inductor_program(module, sample, self._dynamic_shapes, self.config.rest_dtype)
-        wanted = len(quantized_products(program))
         if self.is_jit:
-            self._program = CompiledIntegerProgram(program, sample, self._just_in_time(module))
-        else:
-            self._program = self._packaged(program, sample, cache_dir)
-        self._require_kernels(wanted, self._program.kernels)
+            self._start_integers(module, sample)
+            return
+        program = self._flat(module, sample)
+        wanted = len(quantized_products(program))
+        packaged = self._packaged(program, sample, cache_dir)
+        self._program = packaged
+        self._require_kernels(wanted, packaged.kernels)
+
+    def _flat(self, module: nn.Module, sample: Sample) -> GraphModule:
+        return inductor_program(module, sample, self._dynamic_shapes, self.config.rest_dtype)
+
+    def _start_integers(self, module: nn.Module, sample: Sample) -> None:
+        """Compiles a quantized graph in this process, for calls like ``sample``."""
+        program = self._flat(module, sample)
+        wanted = len(quantized_products(program))
+        started = CompiledIntegerProgram(program, sample, self._just_in_time(module))
+        self._program, self._module, self._form = started, module, started.form
+        self._require_kernels(wanted, started.kernels)
 
     def _packaged(
         self, program: GraphModule, sample: Sample, cache_dir: Path | None
@@ -175,13 +191,20 @@ class InductorEngine(Engine):
     def _activate(self) -> None:
         if self._saved_package is not None:
             path, form = self._saved_package
-            self._program = PackagedProgram(path, form, self.kernels)
+            self._program = PackagedProgram(path, form, self.kernels, self._device)
         elif self._module is not None and self._device is not None:
-            self._start(self._module, self._device)
+            self._module = put_on(self._module, self._device)
+            if self._form is None:
+                self._start(self._module, self._device)
+            else:
+                self._start_integers(self._module, self._form.blank(self._device))
+
+    def _can_move(self) -> bool:
+        return self.is_jit and self._form is None
 
     def _saved(self) -> dict[str, object]:
         if self._saved_package is None:
-            return {}
+            return {} if self._form is None else {self.STATE_FORM: self._form.to_dict()}
         path, form = self._saved_package
         return {
             self.STATE_PACKAGE: path,
@@ -197,6 +220,7 @@ class InductorEngine(Engine):
                     "module to from_dict()"
                 )
             self._module = module
+            self._form = self._loaded_form(module, state)
             return
         path, form = state.get(self.STATE_PACKAGE), state.get(self.STATE_FORM)
         kernels = state.get(self.STATE_KERNELS)
@@ -209,10 +233,18 @@ class InductorEngine(Engine):
         self._saved_package = (path, CallForm.from_dict(cast("dict[str, object]", form)))
         self.kernels = cast("dict[str, int]", kernels)
 
+    def _loaded_form(self, module: nn.Module, state: Mapping[str, object]) -> CallForm | None:
+        form = state.get(self.STATE_FORM)
+        if isinstance(form, dict):
+            return CallForm.from_dict(cast("dict[str, object]", form))
+        if _is_quantized_graph(module):
+            raise ValueError("the state of InductorEngine lacks the form of a quantized graph")
+        return None
+
     def _discard(self) -> None:
         if self._saved_package is not None:
             self._saved_package[0].unlink(missing_ok=True)
-        self._program = self._module = self._saved_package = None
+        self._program = self._module = self._saved_package = self._form = None
         self.kernels, self.simulated = {}, 0
 
     def _start(self, module: nn.Module, device: torch.device) -> CompiledProgram:

@@ -139,8 +139,8 @@ def compile_package(
     return int8_calls_in(path)
 
 
-def load_package(path: Path) -> Runner:
-    """Returns what runs a package.
+def load_package(path: Path, device_index: int = -1) -> Runner:
+    """Returns what runs a package, on the CUDA device of that number (-1: the current one).
 
     Raises:
         BuildError: The file is no package for this machine.
@@ -148,7 +148,9 @@ def load_package(path: Path) -> Runner:
     import torch._inductor
 
     try:
-        package = cast("_Package", torch._inductor.aoti_load_package(str(path), device_index=-1))
+        package = cast(
+            "_Package", torch._inductor.aoti_load_package(str(path), device_index=device_index)
+        )
     except Exception as error:
         raise BuildError(f"cannot load the package {path}: {first_line(error)}") from error
     return package.loader.boxed_run

@@ -49,11 +49,18 @@ def inductor_program(
 class PackagedProgram:
     """A package on disk, loaded."""
 
-    def __init__(self, path: Path, form: CallForm, kernels: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        form: CallForm,
+        kernels: Mapping[str, int],
+        device: torch.device | None = None,
+    ) -> None:
         self.path = path
         self.form = form
         self.kernels = dict(kernels)
-        self._run = load_package(path)
+        index = None if device is None else device.index
+        self._run = load_package(path, -1 if index is None else index)
 
     @classmethod
     def compile(

@@ -55,6 +55,8 @@ def _unknown_codes(node: Node) -> str | None:
     codes = next((arg for arg in node.args if isinstance(arg, torch.dtype)), None)
     if codes not in _CODES:
         return f"Inductor's quantized kernels take int8 and uint8, this is {codes}"
+    if operation(node) == "dequantize_per_channel_group":
+        return "Inductor has no kernel for weights in groups: take openvino or onnxruntime"
     if not operation(node).endswith(("per_tensor", "per_channel")):
         return f"Inductor has no kernel for {operation(node)}"
     if operation(node).endswith("per_tensor") and any(
@@ -68,6 +70,9 @@ def _no_kernel(node: Node) -> str | None:
     if operation(node) not in _KERNELS:
         return f"Inductor has no int8 kernel for {operation(node)} on x86"
     operands = [source(argument) for argument in node.args if isinstance(argument, Node)]
+    names = [operation(one) for one in operands]
+    if "dequantize_per_channel_group" in names:
+        return "Inductor's int8 kernels take one scale per output channel, these are per group"
     weights = [one for one in operands if operation(one) == "dequantize_per_channel"]
     if not weights:
         return "Inductor's int8 kernels take weights quantized per channel, these are per tensor"

@@ -30,6 +30,7 @@ def quantization_table(*, short_codes: bool) -> dict[Callable[..., object], Tran
         ops["quantize_per_tensor"]: _function(made.quantize_per_tensor),
         ops["dequantize_per_tensor"]: _function(made.dequantize_per_tensor),
         ops["dequantize_per_channel"]: _function(made.dequantize_per_channel),
+        ops["dequantize_per_channel_group"]: _function(made.dequantize_per_channel_group),
     }
 
 
@@ -44,7 +45,12 @@ def _function(method: Translation) -> Translation:
 
 
 def _overloads(ops: object) -> dict[str, Callable[..., object]]:
-    names = ("quantize_per_tensor", "dequantize_per_tensor", "dequantize_per_channel")
+    names = (
+        "quantize_per_tensor",
+        "dequantize_per_tensor",
+        "dequantize_per_channel",
+        "dequantize_per_channel_group",
+    )
     return {name: getattr(ops, name).default for name in names}
 
 
@@ -143,6 +149,24 @@ class _Translations:
             return ops.DequantizeLinear(codes, scales, axis=axis)
         return ops.DequantizeLinear(codes, scales, ops.Cast(zero_points, to=kind), axis=axis)
 
+    def dequantize_per_channel_group(
+        self,
+        codes: object,
+        scales: object,
+        zero_points: object | None,
+        quant_min: int,
+        quant_max: int,
+        dtype: int,
+        group_size: int,
+        output_dtype: int,
+    ) -> object:
+        assert zero_points is None, "groups are written without zero points"
+        ops, kind = _operators(), self.code_type(dtype, quant_min, quant_max)
+        if kind != dtype:
+            codes = ops.Cast(codes, to=kind)
+        scales = ops.Cast(scales, to=output_dtype)
+        return ops.DequantizeLinear(codes, scales, axis=1, block_size=group_size)
+
     def code_type(self, stored: int, quant_min: int, quant_max: int) -> int:
         """Returns the ONNX type of codes: int4 where their limits are those of int4."""
         short = _SHORT.get((stored, quant_min, quant_max), stored)
@@ -183,7 +207,13 @@ class _Operators(Protocol):
     def Clip(self, x: object, low: object, high: object) -> object: ...  # noqa: N802
     def QuantizeLinear(self, x: object, scale: object, zero: object) -> object: ...  # noqa: N802
     def DequantizeLinear(  # noqa: N802
-        self, x: object, scale: object, zero: object = None, *, axis: int = 1
+        self,
+        x: object,
+        scale: object,
+        zero: object = None,
+        *,
+        axis: int = 1,
+        block_size: int = 0,
     ) -> object: ...
     def Constant(self, *, value: object) -> object: ...  # noqa: N802
 

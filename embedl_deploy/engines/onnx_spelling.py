@@ -115,10 +115,25 @@ def _fold_casts(graph_module: GraphModule) -> None:
         read, dtype = node.args
         assert isinstance(read, Node)
         assert isinstance(dtype, torch.dtype)
-        if operation(read).startswith("dequantize_per_"):
+        if operation(source(read)) == "dequantize_per_channel_group":
+            _cast_groups(graph_module, node, read, dtype)
+        elif operation(read).startswith("dequantize_per_"):
             _replace(graph_module, node, read.target, read.args, dtype)
         elif read.op == "get_attr":
             _store(graph_module, node, read, dtype)
+
+
+def _cast_groups(graph_module: GraphModule, cast: Node, read: Node, dtype: torch.dtype) -> None:
+    """Lets weights in groups, reshaped or not, come out in the type that ``cast`` makes of them."""
+    groups = source(read)
+    if groups not in (read, *read.all_input_nodes) or len(groups.users) > 1 or len(read.users) > 1:
+        return
+    # Their type is an argument without a default.
+    _replace(graph_module, groups, groups.target, (*groups.args[:-1], dtype), torch.float32)
+    moved = cast.all_input_nodes[0]
+    moved.meta["val"] = infer_value(moved)
+    cast.replace_all_uses_with(moved)
+    graph_module.graph.erase_node(cast)
 
 
 def _store(graph_module: GraphModule, cast: Node, read: Node, dtype: torch.dtype) -> None:

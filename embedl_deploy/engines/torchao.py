@@ -18,6 +18,7 @@ from embedl_deploy.engines.inductor_programs import CompiledProgram, JustInTime
 from embedl_deploy.engines.integer_graph import is_quantized, operation
 from embedl_deploy.engines.integer_products import put_integer_layers, unfit_quantization
 from embedl_deploy.engines.linear_layers import with_linear_layers
+from embedl_deploy.engines.placing import put_on, require_on
 from embedl_deploy.engines.torchao_weights import (
     Filter,
     first_weight,
@@ -167,6 +168,7 @@ class TorchAOEngine(Engine):
     ) -> None:
         del graph_spec, cache_dir
         require_compiler()
+        require_on(module, device)
         layers = with_linear_layers(module)
         if not self._keeps_scales(layers.module):
             reason = self._unfit(device)
@@ -220,10 +222,8 @@ class TorchAOEngine(Engine):
 
     def _activate(self) -> None:
         device = self._device or torch.device("cpu")
-        if self._quantized is not None and any(
-            parameter.device.type != device.type for parameter in self._quantized.parameters()
-        ):
-            self._quantized = self._quantized.to(device)
+        if self._quantized is not None:
+            self._quantized = put_on(self._quantized, device)
         self._start(device)
 
     def _deactivate(self) -> None:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from embedl_deploy import engines
 from embedl_deploy.engines import (
-    Backend,
     EagerEngine,
     Engine,
     EngineState,
@@ -14,7 +14,6 @@ from embedl_deploy.engines import (
     InductorEngineConfig,
     OnnxRuntimeEngine,
     OpenVINOEngine,
-    TorchInductorBackend,
 )
 from embedl_deploy.errors import BuildError
 
@@ -82,6 +81,27 @@ def test_refuses_calls_that_the_state_does_not_admit(state: EngineState, call: s
     with pytest.raises(RuntimeError, match=rf"EagerEngine.*{call}"):
         called(engine, call)
     assert engine.state is state
+
+
+@pytest.mark.parametrize(
+    ("state", "call", "cure"),
+    [
+        (EngineState.INIT, "infer", r"call build\(\) first"),
+        (EngineState.INIT, "deploy", r"only what from_dict\(\) loads is deployed"),
+        (EngineState.ACTIVE, "build", "it was built before; make a new engine"),
+        (EngineState.ACTIVE, "deploy", r"save this engine with to_dict\(\), and load that"),
+        (EngineState.INACTIVE, "infer", r"call activate\(\) first"),
+        (EngineState.INACTIVE, "build", "it was built before; make a new engine"),
+        (EngineState.INACTIVE, "deploy", r"save this engine with to_dict\(\), and load that"),
+        (EngineState.CHECKPOINT_LOADED, "build", "it was loaded, .* make a new engine"),
+        (EngineState.CHECKPOINT_LOADED, "infer", r"call activate\(\) or deploy\(\) first"),
+        (EngineState.CHECKPOINT_LOADED, "to_dict", r"call activate\(\) first"),
+        (EngineState.DEPLOYED, "deactivate", "deployed for good"),
+    ],
+)
+def test_says_which_call_is_missing_or_too_late(state: EngineState, call: str, cure: str) -> None:
+    with pytest.raises(RuntimeError, match=cure):
+        called(in_state(state), call)
 
 
 @pytest.mark.parametrize("state", list(EngineState))
@@ -170,9 +190,25 @@ def test_an_interrupted_build_leaves_no_file_and_can_be_tried_again(
     assert engine.build(linear(), None, [(X,)], "cpu", tmp_path).is_active
 
 
+def test_refuses_to_build_for_a_device_that_the_module_is_not_on() -> None:
+    engine = EagerEngine()
+
+    with pytest.raises(ValueError, match=r"must lie on cuda .* on cpu: call module.to\('cuda'\)"):
+        engine.build(linear(), None, [(X,)], "cuda")
+    assert engine.state is EngineState.INIT
+
+
 def test_the_second_set_of_names_is_the_same_objects() -> None:
-    assert Backend is Engine
-    assert TorchInductorBackend is InductorEngine
+    assert engines.Backend is Engine
+    assert engines.BackendConfig is engines.EngineConfig
+    assert engines.BackendState is EngineState
+    for name in ("Inductor", "AO", "TensorRT"):
+        theirs = name if name == "TensorRT" else f"Torch{name}"
+        ours = f"Torch{name}" if name == "AO" else name
+        for kind in ("", "Config"):
+            assert getattr(engines, f"{theirs}Backend{kind}") is getattr(
+                engines, f"{ours}Engine{kind}"
+            )
 
 
 def engine_output(engine: Engine) -> Tensor:

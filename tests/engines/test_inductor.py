@@ -79,6 +79,27 @@ def test_linear_layers_become_int8_kernels_just_in_time(quantized_graph: Quantiz
         engine.infer(x[:1])
 
 
+def test_int8_kernels_made_just_in_time_are_there_after_a_rest_and_a_checkpoint(
+    quantized_graph: Quantized,
+) -> None:
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    graph = quantized_graph(feedforward(), x)
+    engine = InductorEngine(IN_TIME).build(graph, None, [(x,)])
+    first = engine.infer(x)
+
+    loaded = InductorEngine.from_dict(graph, engine.to_dict())
+    loaded.activate()
+    engine.deactivate()
+    engine.activate()
+
+    for again in (loaded, engine):
+        assert count_int8_kernels(lambda: again.infer(x)) == again.kernels == {"qlinear": 2}  # noqa: B023
+        torch.testing.assert_close(again.infer(x), first, rtol=0, atol=0)
+    without_form = {k: v for k, v in engine.to_dict().items() if k != InductorEngine.STATE_FORM}
+    with pytest.raises(ValueError, match="lacks the form"):
+        InductorEngine.from_dict(graph, without_form)
+
+
 def test_one_package_serves_a_range_of_batches_and_leaves_the_process_as_it_was(
     quantized_graph: Quantized,
 ) -> None:

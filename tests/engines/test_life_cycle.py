@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from embedl_deploy.engines import (
     EagerEngine,
@@ -22,6 +23,7 @@ from embedl_deploy.engines import (
     TorchAOEngine,
 )
 from embedl_deploy.engines.onnx_file import write_onnx
+from embedl_deploy.errors import BuildError
 
 X = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
 ADMITTED = {
@@ -48,9 +50,10 @@ ENGINES = [
     pytest.param(OpenVINOEngine, id="openvino"),
 ]
 Maker = Callable[[], Engine]
+RUNS: list[int] = []
 
 
-def linear() -> nn.Module:
+def linear() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(64, 8), nn.ReLU()).eval()
 
@@ -124,6 +127,55 @@ def test_a_state_of_another_class_is_refused(made: tuple[Engine, Maker]) -> None
 
     with pytest.raises(ValueError, match="cannot load the state of a OtherEngine"):
         type(made[0]).from_dict(linear(), state)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="engines would move")
+def test_a_loaded_engine_that_cannot_move_says_so_and_keeps_its_device(
+    made: tuple[Engine, Maker],
+) -> None:
+    loaded = in_state(made, EngineState.CHECKPOINT_LOADED)
+
+    with pytest.raises((BuildError, ValueError), match=r"CUDA|cuda"):
+        loaded.deploy("cuda")
+    assert loaded.state is EngineState.CHECKPOINT_LOADED
+    loaded.deploy(None)
+    assert loaded.device == torch.device("cpu")
+    assert isinstance(loaded.infer(X), Tensor)
+
+
+def test_the_users_module_stays_as_it_was(made: tuple[Engine, Maker]) -> None:
+    module = linear()
+    before = {
+        name: (value, value.clone()) for name, value in module.state_dict(keep_vars=True).items()
+    }
+
+    type(made[0]).from_dict(module, in_state(made, EngineState.ACTIVE).to_dict()).activate()
+
+    assert [type(part) for part in module] == [nn.Linear, nn.ReLU]
+    for name, value in module.state_dict(keep_vars=True).items():
+        assert value is before[name][0]
+        assert torch.equal(value, before[name][1])
+
+
+class Counted(nn.Module):
+    """Notes each run on real values; what a tracer makes of it is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, FakeTensor):
+            RUNS.append(1)
+        return self.layers(x)
+
+
+def test_a_build_runs_a_sample_at_most_once(made: tuple[Engine, Maker]) -> None:
+    RUNS.clear()
+
+    made[1]().build(Counted().eval(), None, [(X,)])
+
+    assert len(RUNS) <= 1
 
 
 @pytest.mark.skipif(find_spec("tensorrt") is not None, reason="engines would run, on CUDA")
