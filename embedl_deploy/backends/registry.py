@@ -7,6 +7,7 @@ from importlib.metadata import EntryPoint, entry_points
 from threading import RLock
 from types import MappingProxyType
 
+from embedl_deploy.lowering.engine_choice import check_choice
 from embedl_deploy.rewriting.backend import Backend
 
 GROUP = "embedl_deploy.backends"
@@ -68,10 +69,13 @@ def resolve_backend(backend: str | Backend | None, recorded: str | None = None) 
         recorded: The name that a graph remembers.
 
     Raises:
-        ValueError: No installed backend has the name.
+        ValueError: No installed backend has the name, or one of its engines is none.
         RuntimeError: The active one is asked for and there is none.
     """
     if isinstance(backend, Backend):
+        wrong = _wrong_engine(backend)
+        if wrong is not None:
+            raise ValueError(wrong)
         return backend
     name = recorded if backend is None else backend
     return get_backend() if name is None else _REGISTRY.named(name)
@@ -149,7 +153,17 @@ def _load_entry(entry: EntryPoint) -> Backend | str:
         return f"{entry.value} must be a Backend, got {type(backend).__name__}"
     if backend.name != entry.name:
         return f"its entry point is called {entry.name!r}, the Backend itself {backend.name!r}"
-    return backend
+    return _wrong_engine(backend) or backend
+
+
+def _wrong_engine(backend: Backend) -> str | None:
+    """Returns which entry of ``engines`` is none, so that a typo shows before anything is built."""
+    for choice in backend.engines:
+        try:
+            check_choice(choice)
+        except ValueError as error:
+            return f"engines of backend {backend.name!r}: {error}"
+    return None
 
 
 def _no_active(found: Mapping[str, Backend]) -> str:

@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from embedl_deploy import transform
 from embedl_deploy.backend import (
     Backend,
     discover_backends,
@@ -14,6 +17,7 @@ from embedl_deploy.backend import (
     use_backend,
 )
 from embedl_deploy.backends.registry import resolve_backend
+from embedl_deploy.engines import EagerEngine, EngineConfig
 from embedl_deploy.rewriting import Pattern, Phase
 
 Install = Callable[..., None]
@@ -113,6 +117,31 @@ def test_refuses_an_entry_point_that_is_no_such_backend(
 
     with pytest.raises(ValueError, match=because):
         set_backend("bad")
+
+
+def test_names_an_engine_that_a_plugin_misspelled(install: Install) -> None:
+    install("maker_one", "ONE = Backend('one', engines=('indcutor',))", one="maker_one:ONE")
+
+    with pytest.raises(ValueError, match=r"'one' cannot be used: .*did you mean 'inductor'\?"):
+        set_backend("one")
+
+
+@pytest.mark.parametrize(
+    ("engine", "because"),
+    [
+        ("tpyo-engine", r"engines of backend 'mine': there is no engine 'tpyo-engine'; there are"),
+        ("open-vinoo", r"there is no engine 'open-vinoo', did you mean 'openvino'\?"),
+        (3, "an engine is given as a name, a class, a config or an engine"),
+        (EngineConfig(), "no engine takes a EngineConfig"),
+    ],
+)
+def test_a_backend_whose_engine_is_none_is_refused_before_anything_is_rewritten(
+    engine: object, because: str
+) -> None:
+    mine = Backend("mine", engines=("eager", EagerEngine, EagerEngine(), engine))
+
+    with pytest.raises(ValueError, match=because):
+        transform(nn.Linear(2, 2).eval(), (torch.ones(1, 2),), backend=mine)
 
 
 def test_refuses_a_name_that_two_distributions_define(install: Install) -> None:
