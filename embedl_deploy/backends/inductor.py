@@ -49,6 +49,8 @@ INDUCTOR = Backend(
     formats=(Precision.INT8,),
     placement=Placement(
         activation_dtype=torch.uint8,
+        # int4 codes lie in int8, which the kernels take: half the bytes only in a file.
+        weight_precisions=(Precision.INT8, Precision.INT4),
         decisions={
             **FLOAT_OPS,
             "first-layer": Decision(

@@ -19,6 +19,7 @@ from embedl_deploy.modules.kinds import CONVOLUTIONS, LINEARS
 from embedl_deploy.passes.placement_decisions import decision_notes, layer_decisions
 from embedl_deploy.passes.points import WEIGHT, Point, is_float_tensor, points_of
 from embedl_deploy.passes.skip_rules import SkipRules
+from embedl_deploy.passes.weight_groups import no_groups
 from embedl_deploy.quantization.config import QuantConfig, TensorQuantConfig
 from embedl_deploy.quantization.placement import Placement
 from embedl_deploy.quantization.stub import QuantStub
@@ -95,7 +96,7 @@ class _Insertion:
         """Places the quantizers of one match, or records why not."""
         reason = self._decline(match)
         points = points_of(match) if reason is None else ()
-        reason = reason or self._foreign_dtype(points)
+        reason = reason or self._foreign_dtype(points) or self._no_groups(points)
         if reason is not None:
             self._refuse(match, reason)
             return
@@ -127,6 +128,15 @@ class _Insertion:
             if dtype.is_floating_point or dtype.is_complex:
                 return f"%{value.name} is {dtype}, a dtype the target lacks in low precision"
         return None
+
+    def _no_groups(self, points: Sequence[Point]) -> str | None:
+        """Returns why a weight cannot be cut into the groups that were asked for."""
+        size = None if self.config.weight is None else self.config.weight.group_size
+        if size is None:
+            return None
+        weighted = [point.node for point in points if point.slot == WEIGHT]
+        found = (no_groups(node, size) for node in weighted if not self.skip.reason(WEIGHT, node))
+        return next((reason for reason in found if reason is not None), None)
 
     def _only_shares(self, match: PatternMatch) -> bool:
         return self.placement.decision(match.pattern.name).only_if_shared

@@ -20,18 +20,27 @@ class IntegerWeights:
     module: WeightedFused
     codes: Tensor
     scale: Tensor
-    zero_point: Tensor
+    zero_point: Tensor | None
+    """One per scale; ``None`` where all are zero."""
+
     bias: Tensor | None
     axis: int
     grid: QuantGrid
     dtype: torch.dtype
     """Of the weight that the codes stand for."""
 
+    shape: torch.Size
+    """Of that weight. Codes in groups are stored as a matrix, one row per output."""
+
+    group_size: int | None = None
+
     def run(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Runs the module on the weight that the codes stand for."""
         return self.module.run_folded(x, self._weight(), self.bias, residual)
 
     def _weight(self) -> Tensor:
+        if self.group_size is not None:
+            return self._from_groups(self.group_size)
         if self.grid.is_float:
             return self.codes.to(self.dtype) * along(self.axis, self.scale, self.codes.dim())
         out_dtype = {} if self.dtype == torch.float32 else {"out_dtype": self.dtype}
@@ -46,31 +55,46 @@ class IntegerWeights:
             **out_dtype,
         )
 
+    def _from_groups(self, size: int) -> Tensor:
+        ends = (self.grid.quant_min, self.grid.quant_max, self.codes.dtype)
+        weight = decomposed().dequantize_per_channel_group.default(
+            self.codes, self.scale, None, *ends, size, self.dtype
+        )
+        return weight if weight.shape == self.shape else weight.reshape(self.shape)
+
 
 def integer_weights(module: WeightedFused, quantizer: WeightFakeQuantize) -> IntegerWeights:
     """Rounds the folded weight of ``module`` and registers the integers beside its float weight.
 
     The scale is spelled per channel even where there is one for the whole tensor, and a transposed
-    linear layer as a plain one: kernels take nothing else.
+    linear layer as a plain one: kernels take nothing else. Groups have no zero points, which are
+    zero.
     """
     with torch.no_grad():
         weight, bias = module.folded_weight_and_bias()
         bias = module.quantized_bias(bias)
         codes, scale = quantizer.codes_of(weight)
-    owner, axis = module.weighted, module.weight_axis
-    scale = scale.expand(weight.shape[axis]).contiguous()
+    owner, axis, size = module.weighted, module.weight_axis, quantizer.config.group_size
+    shape = weight.shape
     if isinstance(owner, TransposedLinear):
-        codes, axis = codes.t().contiguous(), 0
+        codes, axis, shape = codes.t().contiguous(), 0, shape[::-1]
         _run_as_linear(module, owner)
+    if size is not None:
+        codes = codes.flatten(1)
+    else:
+        scale = scale.expand(shape[axis]).contiguous()
+    zero_point = None if size else torch.zeros_like(scale, dtype=torch.int64)
     return IntegerWeights(
         module,
         _register(owner, "weight_codes", codes),
         _register(owner, "weight_scale", scale),
-        _register(owner, "weight_zero_point", torch.zeros_like(scale, dtype=torch.int64)),
+        None if zero_point is None else _register(owner, "weight_zero_point", zero_point),
         bias if bias is None or bias is owner.bias else _register(owner, "folded_bias", bias),
         axis,
         quantizer.grid,
         weight.dtype,
+        torch.Size(shape),
+        size,
     )
 
 

@@ -1,5 +1,6 @@
 """The rules that the quantizers of a graph have to keep, one function each."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -104,14 +105,17 @@ def target_formats(view: QdqView, target: Target) -> Iterator[QdqFinding]:
 
 
 def weight_axes(view: QdqView, target: Target) -> Iterator[QdqFinding]:
-    """QDQ005: a weight has one scale per output channel, or one alone."""
+    """QDQ005: a weight has one scale per output channel, one per group of these, or one alone."""
     del target
     for layer in view.layers.values():
         weight = layer.weight
         if weight is None or weight.axis is None:
             continue
         channels = layer.weight_shape[layer.channel_axis] if layer.weight_shape else 0
-        if weight.axis != layer.channel_axis or weight.scale.numel() != channels:
+        wanted = (channels,)
+        if weight.group_size is not None and channels:
+            wanted = (channels, math.prod(layer.weight_shape) // channels // weight.group_size)
+        if weight.axis != layer.channel_axis or weight.scale.shape != wanted:
             yield _finding(
                 "QDQ005",
                 layer.node,

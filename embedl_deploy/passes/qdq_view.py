@@ -20,6 +20,7 @@ from embedl_deploy.quantization.weights import WeightFakeQuantize
 
 CONVOLUTION_OPS = ("conv1d", "conv2d", "conv3d", "convolution")
 TRANSPOSED_OPS = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+_GROUPS = "dequantize_per_channel_group"
 _LAYER_OPS = (*CONVOLUTION_OPS, *TRANSPOSED_OPS, "linear")
 
 
@@ -40,6 +41,9 @@ class Rounding:
     axis: int | None = None
     is_ready: bool = True
     """Whether calibration gave it a scale."""
+
+    group_size: int | None = None
+    """Weights per scale, for a weight in groups; its scale is (outputs, groups per output)."""
 
     @property
     def is_symmetric(self) -> bool:
@@ -62,6 +66,8 @@ class Rounding:
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
+        if self.group_size is not None:
+            return f"{kind}, {self.scale.numel()} scales for groups of {self.group_size}"
         if self.scale.numel() != 1:
             return f"{kind}, {self.scale.numel()} scales along axis {self.axis}"
         return f"{kind}, scale {float(self.scale):.4g}, zero point {int(self.zero_point)}"
@@ -169,7 +175,16 @@ def _of_weight(quantizer: WeightFakeQuantize, node: Node, module: WeightedFused)
     if not quantizer.frozen:
         scale = quantizer.scale_of(module.folded_weight_and_bias()[0])
     ends = (grid.quant_min, grid.quant_max)
-    return Rounding(node, None, scale, quantizer.zero_point, ends, grid.dtype, quantizer.axis)
+    return Rounding(
+        node,
+        None,
+        scale,
+        quantizer.zero_point,
+        ends,
+        grid.dtype,
+        quantizer.axis,
+        group_size=quantizer.config.group_size,
+    )
 
 
 def _of_pair(node: Node) -> Rounding | None:
@@ -224,6 +239,9 @@ def _of_codes(weight: Node) -> Rounding | None:
     """Returns the quantizer of a weight that is dequantized from constant codes."""
     if op_name(weight) == "mul" and _float8_codes(weight) is not None:
         return _of_float8_weight(weight)
+    reshaped = op_name(weight) in ("view", "reshape", "_unsafe_view")
+    if op_name(source := weight.all_input_nodes[0] if reshaped else weight) == _GROUPS:
+        return _of_groups(source)
     if op_name(weight) != "dequantize_per_channel":
         return None
     owner = graph_module_of(weight)
@@ -234,6 +252,23 @@ def _of_codes(weight: Node) -> Rounding | None:
     ends = (float(cast("int", low)), float(cast("int", high)))
     return Rounding(
         weight, None, scale, zero_point, ends, cast("torch.dtype", dtype), cast("int", axis)
+    )
+
+
+def _of_groups(weight: Node) -> Rounding:
+    scale = cast(
+        "Tensor", attribute_of(graph_module_of(weight), str(weight.all_input_nodes[1].target))
+    )
+    low, high, dtype, size = weight.args[3:7]
+    return Rounding(
+        weight,
+        None,
+        scale,
+        torch.zeros((), dtype=torch.int64),
+        (float(cast("int", low)), float(cast("int", high))),
+        cast("torch.dtype", dtype),
+        0,
+        group_size=cast("int", size),
     )
 
 

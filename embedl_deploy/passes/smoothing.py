@@ -177,6 +177,8 @@ def _best_strength(
     precision = config.weight or TensorQuantConfig(per_channel=True)
     # While candidates are compared a searched weight range costs more than it tells.
     plain = replace(precision, calibration_method=CalibrationMethod.MINMAX)
+    if plain.group_size is not None and weights[0].shape[1] % plain.group_size:
+        return None  # these layers stay in float
     quantizers = [WeightFakeQuantize(plain, weight.shape) for weight in weights]
     candidates = [_factors(site, strength) for strength in _STRENGTHS]
     with torch.no_grad():

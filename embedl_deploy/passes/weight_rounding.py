@@ -19,6 +19,7 @@ from embedl_deploy.passes.layer_inputs import (
     weight_rows,
 )
 from embedl_deploy.passes.processes import exchanging
+from embedl_deploy.quantization.groups import scale_of_each
 from embedl_deploy.quantization.rounded_weight import RoundedWeight
 from embedl_deploy.quantization.weight_rounding import compensated_codes, output_error
 from embedl_deploy.quantization.weights import WeightFakeQuantize
@@ -144,7 +145,7 @@ def _round(layer: WeightedFused, gram: Tensor) -> float:
         if not nearest.frozen:
             nearest.freeze(weight)
         rows = weight_rows(layer, weight)
-        scale = _row_scales(layer, nearest.scale, weight)
+        scale = _row_scales(layer, nearest, weight)
         codes = compensated_codes(rows, scale, nearest.grid, gram)
         before = weight_rows(layer, nearest.codes_of(weight)[0])
         lost = [float(output_error(rows, scale, one, gram).sum()) for one in (codes, before)]
@@ -153,8 +154,11 @@ def _round(layer: WeightedFused, gram: Tensor) -> float:
     return lost[0] / lost[1] if lost[1] > 0 else 1.0
 
 
-def _row_scales(layer: WeightedFused, scale: Tensor, weight: Tensor) -> Tensor:
-    """Returns one scale per row of ``weight_rows``, shape (groups, out / groups, 1)."""
+def _row_scales(layer: WeightedFused, quantizer: WeightFakeQuantize, weight: Tensor) -> Tensor:
+    """Returns the scales of ``weight_rows``: one per row, or one per value where it has groups."""
+    scale, size = quantizer.scale, quantizer.config.group_size
+    if size is not None:
+        return weight_rows(layer, scale_of_each(scale, layer.weight_axis, weight.shape, size))
     count = weight.shape[layer.weight_axis]
     groups = weight_rows(layer, weight).shape[0]
     return scale.expand(count).reshape(groups, -1, 1)

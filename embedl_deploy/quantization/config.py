@@ -28,7 +28,15 @@ class TensorQuantConfig:
     percentile: float = 99.99
     """Share of the values inside the range, in percent. Read by PERCENTILE only."""
 
+    group_size: int | None = None
+    """One scale for so many neighbouring weights of an output, along its input features: 32, 64 or
+    128 are usual. Implies ``per_channel``. Weights only; a layer it does not divide stays in float,
+    as in torchao, and the report names it."""
+
     def __post_init__(self) -> None:
+        if self.group_size is not None:
+            self._require_groups(self.group_size)
+            object.__setattr__(self, "per_channel", True)
         if not 50.0 < self.percentile <= 100.0:
             raise ValueError(
                 f"percentile must lie in (50, 100], got {self.percentile}: it is the share "
@@ -44,6 +52,18 @@ class TensorQuantConfig:
                 "per_channel=True: use MINMAX, MOVING_AVERAGE_MINMAX or MSE"
             )
 
+    def _require_groups(self, size: object) -> None:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 2:
+            raise ValueError(
+                f"group_size must be a whole number of at least 2, got {size!r}: it counts the "
+                "weights that share a scale; None for one scale per channel or tensor"
+            )
+        if not self.symmetric or self.precision.is_float:
+            raise ValueError(
+                f"groups take integer codes without a zero point, got {self.precision.name} with "
+                f"symmetric={self.symmetric}: pass INT4, INT8 or INT16 and symmetric=True"
+            )
+
     @property
     def quant_min(self) -> int | float:
         """Returns the lowest value the precision stores."""
@@ -57,6 +77,8 @@ class TensorQuantConfig:
     def __str__(self) -> str:
         kind = "symmetric" if self.symmetric else "asymmetric"
         granularity = "per channel" if self.per_channel else "per tensor"
+        if self.group_size is not None:
+            granularity = f"in groups of {self.group_size}"
         return f"{self.precision.value} {kind} {granularity} {self.calibration_method.value}"
 
 
@@ -106,6 +128,11 @@ class QuantConfig:
     weights have one scale per tensor; per channel it gains little."""
 
     def __post_init__(self) -> None:
+        if self.activation is not None and self.activation.group_size is not None:
+            raise ValueError(
+                f"groups are of weights, got group_size={self.activation.group_size} for "
+                "activations: set it in QuantConfig(weight=...)"
+            )
         if self.activation is not None and self.activation.per_channel:
             raise ValueError(
                 "activations take one scale per tensor, got per_channel=True: no kernel "

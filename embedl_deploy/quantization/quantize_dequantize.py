@@ -56,6 +56,7 @@ class DecomposedOps(Protocol):
     dequantize_per_tensor: _Op
     quantize_per_channel: _Op
     dequantize_per_channel: _Op
+    dequantize_per_channel_group: _Op
 
 
 def decomposed() -> DecomposedOps:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from embedl_deploy.quantization.fake_quantize import along
+from embedl_deploy.quantization.groups import scale_of_each
 from embedl_deploy.quantization.weights import WeightFakeQuantize
 
 
@@ -22,7 +23,7 @@ class RoundedWeight(WeightFakeQuantize):
         self.scale.copy_(nearest.scale)
         self.quantizing, self.frozen = nearest.quantizing, True
         # Clamping comes after the offset, so that it counts from the unclamped code.
-        nearest_codes = torch.round(weight.detach().float() * (1.0 / self._broadcast(weight.dim())))
+        nearest_codes = torch.round(weight.detach().float() * (1.0 / self._broadcast(weight.shape)))
         self.register_buffer("code_offset", (codes - nearest_codes).to(torch.int16))
         self.train(nearest.training)
 
@@ -43,10 +44,14 @@ class RoundedWeight(WeightFakeQuantize):
         )
 
     def _moved(self, weight: Tensor) -> Tensor:
-        return weight + (self.code_offset * self._broadcast(weight.dim())).to(weight.dtype)
+        return weight + (self.code_offset * self._broadcast(weight.shape)).to(weight.dtype)
 
-    def _broadcast(self, dimensions: int) -> Tensor:
-        return self.scale if self.axis is None else along(self.axis, self.scale, dimensions)
+    def _broadcast(self, shape: torch.Size) -> Tensor:
+        if self.axis is None:
+            return self.scale
+        if self.config.group_size is not None:
+            return scale_of_each(self.scale, self.axis, shape, self.config.group_size)
+        return along(self.axis, self.scale, len(shape))
 
     def extra_repr(self) -> str:
         moved = float((self.code_offset != 0).float().mean())

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from embedl_deploy.quantization.groups import in_groups, out_of_groups
 from embedl_deploy.quantization.learned_step import LearnedStep
 from embedl_deploy.quantization.scales import scale_and_zero_point
 from embedl_deploy.quantization.stub import QuantStub
@@ -89,23 +90,31 @@ class TrainableWeight(WeightFakeQuantize):
         else:
             self.freeze(weight)
         self.quantizing = calibrated.quantizing
-        self.step = LearnedStep(self.scale, self.axis, self.grid)
+        # Groups are laid out as rows, each with one step.
+        in_rows = self.config.group_size is not None
+        steps = (self.scale.flatten(), 0) if in_rows else (self.scale, self.axis)
+        self.step = LearnedStep(*steps, self.grid)
         self.train(calibrated.training)
 
     def forward(self, weight: Tensor) -> Tensor:
         if not self.quantizing:
             return weight
-        return self.step(weight, self.scale, self.zero_point)
+        size = self.config.group_size
+        if self.axis is None or size is None:
+            return self.step(weight, self.scale, self.zero_point)
+        groups = in_groups(weight, self.axis, size)
+        rounded = self.step(groups, self.scale.flatten(), self.zero_point.flatten())
+        return out_of_groups(rounded, self.axis, weight.shape)
 
     def take_step(self) -> None:
         """Moves what an optimizer did to the learned step into the scale."""
-        self.step.grow(self.scale)
+        self.step.grow(self.scale.view(self.step.log_growth.shape))
 
     def trained(self) -> WeightFakeQuantize:
         """Returns a plain quantizer whose constant scale is the one that training arrived at."""
         axis = 0 if self.axis is None else self.axis
-        shape = torch.Size([self.scale.numel()] * (axis + 1))
-        plain = WeightFakeQuantize(self.config, shape, axis, self.site).to(self.scale.device)
+        plain = WeightFakeQuantize(self.config, self.weight_shape, axis, self.site)
+        plain = plain.to(self.scale.device)
         plain.scale.copy_(self.scale)
         plain.quantizing, plain.frozen = self.quantizing, True
         return plain.train(self.training)

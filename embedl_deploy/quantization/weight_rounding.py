@@ -29,7 +29,8 @@ def compensated_codes(weight: Tensor, scale: Tensor, grid: QuantGrid, gram: Tens
 
     Args:
         weight: Shape (groups, out, in), floating point. Groups have inputs of their own.
-        scale: Shape (groups, out, 1), positive. The zero point is 0.
+        scale: Shape (groups, out, 1), or (groups, out, in) where inputs have scales of their own;
+            positive. The zero point is 0.
         grid: Integer codes.
         gram: H, shape (groups, in, in), symmetric and positive semidefinite. An input that is
             always zero keeps its nearest codes.
@@ -44,7 +45,8 @@ def compensated_codes(weight: Tensor, scale: Tensor, grid: QuantGrid, gram: Tens
     by_column = order[:, None, :].expand_as(weight)
     sorted_gram = gram.gather(1, order[:, :, None].expand_as(gram))
     sorted_gram = sorted_gram.gather(2, order[:, None, :].expand_as(gram))
-    codes = _in_order(weight.gather(2, by_column), scale, grid, _inverse_factor(sorted_gram))
+    sorted_scale = scale.expand_as(weight).gather(2, by_column)
+    codes = _in_order(weight.gather(2, by_column), sorted_scale, grid, _inverse_factor(sorted_gram))
     compensated = torch.empty_like(weight).scatter_(2, by_column, codes)
     nearest = _nearest(weight, scale, grid)
     is_better = output_error(weight, scale, compensated, gram) < output_error(
@@ -66,11 +68,11 @@ def _in_order(weight: Tensor, scale: Tensor, grid: QuantGrid, factor: Tensor) ->
         end = min(start + _BLOCK, count)
         errors = torch.empty_like(weight[..., start:end])
         for column in range(start, end):
-            values = weight[..., column : column + 1]
-            rounded = _nearest(values, scale, grid)
+            values, steps = (each[..., column : column + 1] for each in (weight, scale))
+            rounded = _nearest(values, steps, grid)
             codes[..., column : column + 1] = rounded
             row = factor[:, column : column + 1, column:end]
-            error = (values - rounded * scale) / row[..., :1]
+            error = (values - rounded * steps) / row[..., :1]
             weight[..., column:end] -= error * row
             errors[..., column - start : column - start + 1] = error
         weight[..., end:] -= errors @ factor[:, start:end, end:]

@@ -11,6 +11,7 @@ from embedl_deploy.quantization.fake_quantize import (
     quantize_codes,
 )
 from embedl_deploy.quantization.grid import QuantGrid
+from embedl_deploy.quantization.groups import in_groups, out_of_groups
 from embedl_deploy.quantization.precision import CalibrationMethod
 from embedl_deploy.quantization.scales import symmetric_scale
 from embedl_deploy.quantization.weight_range import searched_peaks
@@ -23,6 +24,7 @@ class WeightFakeQuantize(nn.Module):
 
     Until ``freeze`` the scale is computed from the weight at each forward, so that it follows a
     weight in training; from then on it is a constant of the model. Zeros stay zero either way.
+    In groups the scale has the shape (outputs, groups per output).
     """
 
     config: TensorQuantConfig
@@ -43,7 +45,9 @@ class WeightFakeQuantize(nn.Module):
         # Past ``nn.Module``'s own ways, as in ``QuantStub``.
         kept = axis if config.per_channel else None
         self.__dict__.update(config=config, grid=QuantGrid.of(config), axis=kept, site=site)
-        channels = () if self.axis is None else (shape[self.axis],)
+        channels = () if kept is None else (shape[kept],)
+        if kept is not None and config.group_size is not None:
+            channels = (*channels, shape.numel() // shape[kept] // config.group_size)
         zero_point = torch.zeros(channels, dtype=torch.int32)
         self._buffers.update(scale=torch.ones(channels), zero_point=zero_point)
 
@@ -54,14 +58,34 @@ class WeightFakeQuantize(nn.Module):
         scale = self.scale if self.frozen else self.scale_of(weight)
         if self.axis is None:
             return fake_quantize(weight, scale, self.zero_point, self.grid)
-        return fake_quantize_per_channel(weight, scale, self.zero_point, self.axis, self.grid)
+        size, zero_point = self.config.group_size, self.zero_point
+        if size is None:
+            return fake_quantize_per_channel(weight, scale, zero_point, self.axis, self.grid)
+        groups = in_groups(weight, self.axis, size)
+        rounded = fake_quantize_per_channel(
+            groups, scale.flatten(), zero_point.flatten(), 0, self.grid
+        )
+        return out_of_groups(rounded, self.axis, weight.shape)
+
+    @property
+    def weight_shape(self) -> torch.Size:
+        """A shape of weights that have as many scales as there are here."""
+        if self.axis is None:
+            return torch.Size([1])
+        row = self.scale[0].numel() * (self.config.group_size or 1)
+        sizes = [len(self.scale), row] if self.axis == 0 else [row, len(self.scale)]
+        return torch.Size(sizes)
 
     def scale_of(self, weight: Tensor) -> Tensor:
         """Returns the scale that fits ``weight``, of the shape of the ``scale`` buffer."""
-        peaks = _peaks(weight.detach(), self.axis)
+        weight, axis, size = weight.detach(), self.axis, self.config.group_size
+        if axis is not None and size is not None:
+            weight, axis = in_groups(weight, axis, size), 0
+        peaks = _peaks(weight, axis)
         if self.config.calibration_method in _SEARCHED:
-            peaks = searched_peaks(weight.detach(), peaks, self.axis, self.grid)
-        return symmetric_scale(peaks, self.grid)
+            peaks = searched_peaks(weight, peaks, axis, self.grid)
+        scale = symmetric_scale(peaks, self.grid)
+        return scale if size is None else scale.reshape(self.scale.shape)
 
     def freeze(self, weight: Tensor) -> None:
         """Fixes the scale to the one that fits ``weight``.
@@ -79,12 +103,18 @@ class WeightFakeQuantize(nn.Module):
     def codes_of(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the codes of ``weight`` in the storage dtype, and the scale they go with."""
         scale = self.scale if self.frozen else self.scale_of(weight)
-        codes = quantize_codes(weight.detach(), scale, self.zero_point, self.axis, self.grid)
+        size, weight, zero_point = self.config.group_size, weight.detach(), self.zero_point
+        if self.axis is None or size is None:
+            codes = quantize_codes(weight, scale, zero_point, self.axis, self.grid)
+        else:
+            groups, points = in_groups(weight, self.axis, size), zero_point.flatten()
+            codes = quantize_codes(groups, scale.flatten(), points, 0, self.grid)
+            codes = out_of_groups(codes, self.axis, weight.shape)
         return codes, scale.detach().clone()
 
     def extra_repr(self) -> str:
         """Says the format, the channels and whether the scale is fixed."""
-        channels = "" if self.axis is None else f", {self.scale.numel()} channels, axis={self.axis}"
+        channels = "" if self.axis is None else f", {len(self.scale)} channels, axis={self.axis}"
         return f"{self.config}{channels}{', frozen' if self.frozen else ''}"
 
 
