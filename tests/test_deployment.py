@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -204,6 +205,23 @@ def test_quantization_is_never_simulated_without_being_asked(block: Block) -> No
         lower(quantized, (X,), engines="eager")
     lowered = lower(quantized, (X,), engines="eager", allow_simulated=True)
     torch.testing.assert_close(lowered(X), quantized(X))
+
+
+@pytest.mark.parametrize("choose", ["first", "measure"])
+def test_simulated_quantization_is_refused_before_anything_is_built(
+    block: Block, choose: Literal["first", "measure"]
+) -> None:
+    with use_backend("inductor"):
+        quantized = quantize(block, (X,), forward_loop=lambda model: model(X))
+    engines = [engine("floats", takes=["relu"]), "eager"]
+    said: list[str] = []
+
+    with pytest.raises(LoweringError, match=r"floats: floats takes only relu"):
+        lower(quantized, (X,), engines=engines, choose=choose, progress=said.append)
+    assert said == []
+    (warning, *_) = plan_lowering(quantized, (X,), engines=engines).recommendations
+    assert warning.startswith("lower() will refuse: ")
+    assert lower(quantized, (X,), engines=engines, allow_simulated=True).report.engines
 
 
 def test_rounding_to_float8_is_not_simulated_either(block: Block) -> None:

@@ -24,7 +24,7 @@ from embedl_deploy.lowering.partitioning import Partition, partition, without
 from embedl_deploy.lowering.planning import describe_piece, plan_of
 from embedl_deploy.lowering.report import LoweringPlan, LoweringReport
 from embedl_deploy.lowering.settings import BuildSettings
-from embedl_deploy.lowering.simulation import refuse_simulated
+from embedl_deploy.lowering.simulation import hopeless, refuse_hopeless, refuse_simulated
 from embedl_deploy.lowering.stitch import Piece, boundary_values
 from embedl_deploy.lowering.whole import InParts, against_whole
 
@@ -85,6 +85,7 @@ def plan_graph(request: LoweringRequest) -> LoweringPlan:
         ],
         cut_graph.partition.eager_nodes,
         cut_graph.candidates.refusals,
+        hopeless(cut_graph.partition, cut_graph.candidates),
     )
 
 
@@ -100,6 +101,8 @@ def lower_graph(request: LoweringRequest) -> LoweredModule:
     cut_graph = _cut(request)
     symbols = cut_graph.core.signature.symbols
     settings = replace(request.build, symbols=symbols, allow_simulated=request.allow_simulated)
+    if not request.allow_simulated:
+        refuse_hopeless(cut_graph.partition, cut_graph.candidates, settings.choose)
     with Builder(cut_graph.candidates.engines, settings.started()) as builder:
         built = _build_all(cut_graph, cut_graph.pieces, builder, {})
         failed = [one.piece.subgraph.name for one in built if not one.slot]

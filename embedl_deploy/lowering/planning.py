@@ -36,14 +36,35 @@ def plan_of(
     subgraphs: Sequence[SubgraphReport],
     eager_nodes: Sequence[Node],
     refusals: Sequence[NodeRefusal],
+    simulated: Sequence[Node] = (),
 ) -> LoweringPlan:
-    """Returns the plan, with what its author should look at."""
+    """Returns the plan, with what its author should look at.
+
+    Args:
+        subgraphs: What engines run.
+        eager_nodes: What nobody takes.
+        refusals: What the engines said.
+        simulated: What would quantize or dequantize in float arithmetic.
+    """
     return LoweringPlan(
         subgraphs=tuple(subgraphs),
         eager_nodes=tuple(node.name for node in eager_nodes),
         refusals=tuple(refusals),
-        recommendations=tuple(_recommendations(subgraphs, eager_nodes, refusals)),
+        recommendations=(
+            *_on_simulated(simulated),
+            *_recommendations(subgraphs, eager_nodes, refusals),
+        ),
     )
+
+
+def _on_simulated(nodes: Sequence[Node]) -> list[str]:
+    if not nodes:
+        return []
+    return [
+        f"lower() will refuse: {len(nodes)} quantize or dequantize operations have no integer "
+        f"kernel here and would run as float arithmetic, the first at {nodes[0].name}; give an "
+        "engine that takes them, or allow_simulated=True"
+    ]
 
 
 def _recommendations(
