@@ -11,6 +11,7 @@ from embedl_deploy.patterns.conversion import (
     RemoveNoOpReshape,
     RemoveReshapeAroundLinear,
     ReplaceEinsumWithMatmul,
+    ReplaceProductWithLinear,
 )
 from embedl_deploy.patterns.recomposition import (
     RecomposeAttention,
@@ -29,6 +30,7 @@ ANY_TARGET_CONVERSIONS = (
     RemoveNoOpArithmetic,
     RemoveIdentityPool,
     RemoveReshapeAroundLinear,
+    ReplaceProductWithLinear,
     ReplaceEinsumWithMatmul,
     RecomposeGelu,
     RecomposeQuickGelu,

@@ -13,6 +13,7 @@ from embedl_deploy.patterns.conversion import (
     RemoveReshapeAroundLinear,
     ReplaceEinsumWithMatmul,
     ReplaceFlattenLinearWithConv1x1,
+    ReplaceProductWithLinear,
 )
 from embedl_deploy.patterns.fusion import (
     FuseAttention,
@@ -91,6 +92,7 @@ __all__ = [
     "RemoveReshapeAroundLinear",
     "ReplaceEinsumWithMatmul",
     "ReplaceFlattenLinearWithConv1x1",
+    "ReplaceProductWithLinear",
     "Tree",
     "Wildcard",
     "example_tree",

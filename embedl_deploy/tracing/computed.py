@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from embedl_deploy.graph.computed_weight import Computation, Ref, Step
 from embedl_deploy.tracing.program import State
 
-_MOST_STEPS = 64
+_MOST_STEPS = 128
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,23 @@ class Product(nn.Module):
         return torch.einsum("bij,bkj->bik", x, y)
 
 
+class WeightProduct(nn.Module):
+    """A product with a parameter for each head, written as an einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.Parameter(torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bih,hnd->bind", x, self.heads)
+
+
 EXAMPLES: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
     "move-outliers-into-linears": (nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 5)), (CHANNELS,)),
     "scale-before-linears": (nn.Sequential(nn.GELU(), nn.Linear(4, 5)), (CHANNELS,)),
     "recompose-attention": (Attention(), (CHANNELS, CHANNELS + 1, CHANNELS - 1)),
     "replace-einsum-with-matmul": (Product(), (CHANNELS, CHANNELS + 1)),
+    "replace-product-with-linear": (WeightProduct(), (CHANNELS,)),
 }
 """For patterns that match by hand, or whose conditions no made-up graph meets."""
 

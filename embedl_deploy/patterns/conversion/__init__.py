@@ -16,6 +16,9 @@ from embedl_deploy.patterns.conversion.replace_einsum_with_matmul import Replace
 from embedl_deploy.patterns.conversion.replace_flatten_linear_with_conv1x1 import (
     ReplaceFlattenLinearWithConv1x1,
 )
+from embedl_deploy.patterns.conversion.replace_product_with_linear import (
+    ReplaceProductWithLinear,
+)
 
 __all__ = [
     "DecomposeAttention",
@@ -30,4 +33,5 @@ __all__ = [
     "RemoveReshapeAroundLinear",
     "ReplaceEinsumWithMatmul",
     "ReplaceFlattenLinearWithConv1x1",
+    "ReplaceProductWithLinear",
 ]
