@@ -22,6 +22,9 @@ from benchmarks.zoo.workers import on_each
 from embedl_deploy.backends.registry import resolve_backend
 from embedl_deploy.files import write_aside
 from embedl_deploy.graph.nodes import source_line
+from embedl_deploy.passes.carried_values import op_name
+from embedl_deploy.passes.placement_decisions import RECURRENT_OPS
+from embedl_deploy.quantization.placement import Placement
 from embedl_deploy.quantize import QuantConfig, check_qdq, convert, quantize
 from embedl_deploy.rewriting import SiteRecord
 from embedl_deploy.rewriting.backend import Backend
@@ -184,7 +187,10 @@ def _reason(item: Uncovered, refused: list[SiteRecord], backend: Backend) -> str
         return REASONS[0]
     site = item.node.meta.get("converted_from", item.node.name)
     reasons = [record.reason or "" for record in refused if record.site == site]
-    table = [decision.reason for decision in getattr(backend.placement, "decisions", {}).values()]
+    placement = backend.placement if isinstance(backend.placement, Placement) else Placement()
+    table = [decision.reason for decision in placement.decisions.values()]
+    if op_name(item.node) in RECURRENT_OPS and not placement.decision("recurrent-layer").quantized:
+        return REASONS[1]
     if any(reason.startswith("skip.") for reason in reasons):
         return REASONS[2]
     if any(reason in table for reason in reasons):

@@ -52,5 +52,9 @@ FLOAT_OPS = {
         quantized=False,
         reason="rows are looked up, not multiplied: no kernel would run in low precision",
     ),
+    "recurrent-layer": Decision(
+        quantized=False,
+        reason="all its steps are one op, and no kernel takes that op in low precision",
+    ),
 }
 """What no target at hand has a low-precision kernel for."""

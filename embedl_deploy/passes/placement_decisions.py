@@ -18,6 +18,11 @@ from embedl_deploy.quantization.placement import NAMED_DECISIONS, Placement
 from embedl_deploy.rewriting import PatternMatch
 
 _NORMS = (*ROW_NORMS, *BATCH_NORMS, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)  # pyright: ignore[reportPrivateUsage]  # the base of three
+RECURRENT_OPS = tuple(
+    f"{op}{cell}" for op in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")
+)
+"""Ops that are a whole recurrent layer, or one step of it, with all its products."""
+
 _OPS = {
     "add": "bare-add",
     "cat": "share-through-concat",
@@ -32,6 +37,7 @@ _OPS = {
     "batch_norm": "norm-input",
     "instance_norm": "norm-input",
     "embedding": "embedding",
+    **dict.fromkeys(RECURRENT_OPS, "recurrent-layer"),
 }
 
 

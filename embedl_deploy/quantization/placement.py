@@ -25,6 +25,7 @@ OTHER_DECISIONS = {
     "softmax-input": "the input of softmax outside of fused attention",
     "norm-input": "the input of norms that no convolution takes in",
     "embedding": "the rows of embeddings",
+    "recurrent-layer": "LSTM, GRU and plain recurrent layers",
 }
 """Decisions about everything else that other tools treat each in their own way."""
 

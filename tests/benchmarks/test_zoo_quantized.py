@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from benchmarks.zoo.quantized import (
     summarise,
 )
 from embedl_deploy.backends.inductor import INDUCTOR
+from embedl_deploy.quantization.placement import Decision, Placement
 from embedl_deploy.quantize import ModulesToSkip, QuantConfig, convert, quantize
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -100,6 +102,29 @@ def test_a_row_says_what_is_in_float_and_why() -> None:
     assert row["findings"] == []
     assert str(row["float"]).count("'reason'") == 1
     assert REASONS[0] in str(row["float"])
+
+
+def test_a_recurrent_layer_is_in_float_because_the_table_says_so() -> None:
+    class Reads(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reader = nn.GRUCell(5, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.reader(super().forward(x)[:, 0])
+
+    placement = INDUCTOR.placement
+    assert isinstance(placement, Placement)
+    decision = Decision(quantized=True, reason="it has a kernel for it")
+    decisions = {**placement.decisions, "recurrent-layer": decision}
+    other = replace(INDUCTOR, placement=replace(placement, decisions=decisions))
+
+    row = quantized_row(Reads().eval(), (IMAGE,), {}, INDUCTOR)
+    unexcused = quantized_row(Reads().eval(), (IMAGE,), {}, other)
+
+    assert row["covered_macs"] == STEM + HEAD
+    assert f"'reason': '{REASONS[1]}'" in str(row["float"]).replace('"', "'")
+    assert str(unexcused["float"]).count("'reason': ''") == str(row["float"]).count("'reason'") > 0
 
 
 def test_a_run_fails_on_a_failure_a_finding_or_a_share_below_the_bar() -> None:

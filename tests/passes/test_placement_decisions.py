@@ -44,6 +44,7 @@ class Everything(nn.Module):
         self.squeeze, self.words = nn.Conv2d(8, 8, 1), nn.Embedding(5, 8)
         self.gate, self.mix = nn.Linear(8, 1), nn.Linear(16, 8)
         self.attention_norm, self.head = nn.LayerNorm(8), nn.Linear(8, 5)
+        self.reader = nn.GRUCell(8, 8)
 
     def forward(self, image: Tensor, ids: Tensor) -> Tensor:
         x = self.norm(self.stem(image))
@@ -52,7 +53,8 @@ class Everything(nn.Module):
         rows = self.attention_norm(x.flatten(2).transpose(1, 2))
         rows = rows + nn.functional.scaled_dot_product_attention(rows, rows, rows)
         weights = self.gate(rows).softmax(1)
-        pooled = torch.cat([(weights * rows).sum(1), self.words(ids).mean(1)], 1)
+        words = self.reader(self.words(ids).mean(1))
+        pooled = torch.cat([(weights * rows).sum(1), words], 1)
         return self.head(self.mix(pooled))
 
 

@@ -54,7 +54,7 @@ TAKEN: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str, str]] = {
     "the weight first": (lambda x, w: torch.einsum("hnd,ibh->ibnd", w, x), "ibh", "hnd"),
     "the weight first in a product": (lambda x, w: w @ x, "bih", "di"),
     "a reshaped weight": (lambda x, w: x @ w.reshape(6, 12), "bih", "hnd"),
-    "a normalised weight": (lambda x, w: x @ (w / w.norm(dim=0)), "bih", "hd"),
+    "a normalised weight": (lambda x, w: x @ (w / w.square().sum(0).sqrt()), "bih", "hd"),
     "a vector": (lambda x, w: x @ w.exp(), "bih", "h"),
     "a vector in a linear layer": (nn.functional.linear, "bih", "h"),
     "a batch of one": (torch.matmul, "bih", "uhd"),
