@@ -1,12 +1,9 @@
 """What engines share that build one file and run it: where it lies, saving, loading."""
 
-import tempfile
 import uuid
-import weakref
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from shutil import rmtree
 from typing import ClassVar, cast
 
 import torch
@@ -16,8 +13,15 @@ from torch.fx import Node
 from embedl_deploy.engines.call_form import CallForm
 from embedl_deploy.engines.engine import Engine, Sample
 from embedl_deploy.engines.onnx_file import write_onnx
+from embedl_deploy.engines.scratch import scratch_folder
 from embedl_deploy.errors import BuildError
 from embedl_deploy.graph.nodes import dtype_of
+
+
+FLOAT_AT_RUN_TIME = (
+    "computes in float where a scale is computed at run time: take the torchao engine, or inductor "
+    "for one scale per tensor"
+)
 
 
 class FileEngine(Engine):
@@ -135,6 +139,4 @@ def working_folder(owner: object, cache_dir: Path | None) -> Path:
     if cache_dir is not None:
         cache_dir.mkdir(parents=True, exist_ok=True)
         return cache_dir
-    folder = Path(tempfile.mkdtemp(prefix="embedl-deploy-"))
-    weakref.finalize(owner, rmtree, folder, ignore_errors=True)
-    return folder
+    return scratch_folder(owner)

@@ -9,6 +9,7 @@ from torch.fx import Node
 from embedl_deploy.engines.integer_graph import (
     is_quantization,
     is_quantized_product,
+    is_scaled_at_run_time,
     operation,
     rounds_to_float8,
     source,
@@ -23,6 +24,10 @@ NO_FLOAT8 = (
     "which has float8 kernels for such graphs"
 )
 _CODES = (torch.int8, torch.uint8)
+_SIGNED = (
+    "Inductor's kernels for scales at run time take unsigned codes: quantize for the backend "
+    "inductor, or take the torchao engine"
+)
 
 
 def refusal_of(node: Node) -> Refusal | None:
@@ -57,6 +62,10 @@ def _unknown_codes(node: Node) -> str | None:
         return f"Inductor's quantized kernels take int8 and uint8, this is {codes}"
     if operation(node) == "dequantize_per_channel_group":
         return "Inductor has no kernel for weights in groups: take openvino or onnxruntime"
+    if operation(node).endswith("per_token"):
+        return "Inductor has no int8 kernel for a scale per token: take the torchao engine"
+    if is_scaled_at_run_time(node):
+        return None if codes is torch.uint8 else _SIGNED
     if not operation(node).endswith(("per_tensor", "per_channel")):
         return f"Inductor has no kernel for {operation(node)}"
     if operation(node).endswith("per_tensor") and any(

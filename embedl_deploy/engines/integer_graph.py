@@ -33,6 +33,13 @@ def is_quantized(graph_module: GraphModule) -> bool:
     return any(is_quantization(node) for node in graph_module.graph.nodes)
 
 
+def is_scaled_at_run_time(node: Node) -> bool:
+    """Tells whether ``node`` quantizes or dequantizes with a scale that the graph computes."""
+    if not is_quantization(node) or not operation(node).endswith(("per_tensor", "per_token")):
+        return False
+    return isinstance(node.args[1], Node) and node.args[1].op != "get_attr"
+
+
 def is_quantization(node: Node) -> bool:
     """Tells whether ``node`` is a quantize or dequantize operation."""
     return getattr(node.target, "namespace", "") == "quantized_decomposed"
@@ -77,6 +84,8 @@ def spell_unsigned(graph_module: GraphModule) -> None:
     """
     for node in tuple(graph_module.graph.nodes):
         if operation(node) != "quantize_per_tensor" or node.args[-1] is not torch.int8:
+            continue
+        if is_scaled_at_run_time(node):
             continue
         readers = list(_readers(node))
         if all(operation(reader) == "dequantize_per_tensor" for reader in readers):

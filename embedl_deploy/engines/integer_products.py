@@ -12,16 +12,22 @@ from embedl_deploy.engines.integer_graph import (
     attribute,
     is_quantization,
     is_quantized_product,
+    is_scaled_at_run_time,
     operation,
     quantized_products,
     rounds_to_float8,
 )
-from embedl_deploy.engines.integer_linear import IntegerLinear
+from embedl_deploy.engines.integer_linear import (
+    DynamicIntegerLinear,
+    IntegerLinear,
+    WeightCodes,
+)
 from embedl_deploy.errors import BuildError
 from embedl_deploy.graph.nodes import dtype_of, value_of
 
 _CODES = (torch.int8, torch.uint8)
 _CUBLAS_STEP = 8
+_ACTIVATIONS = ("dequantize_per_tensor", "dequantize_per_token")
 
 
 def unfit_quantization(node: Node) -> str | None:
@@ -78,11 +84,13 @@ def _unfit_product(node: Node) -> str | None:
         return f"torchao's integer kernel is for linear layers, this is {operation(node)}"
     weight = node.args[1]
     dequantized, views = _behind_views(node.args[0])
-    if operation(dequantized) != "dequantize_per_tensor" or _codes_of(dequantized) not in _CODES:
+    if operation(dequantized) not in _ACTIVATIONS or _codes_of(dequantized) not in _CODES:
         return "the integer kernel takes activations of int8 or uint8 codes with one scale"
-    scale, zero_point = _scale_of(dequantized)
-    if isinstance(scale, Node) or isinstance(zero_point, Node):
-        return "the integer kernel takes the activation's scale as a literal, this is a tensor"
+    if is_scaled_at_run_time(dequantized):
+        if views:
+            return "the activation is reshaped between its scale at run time and the product"
+    elif any(isinstance(value, Node) for value in _scale_of(dequantized)):
+        return "the integer kernel takes a constant scale as a literal, this is a tensor"
     if any(operation(view) not in VIEWS for view in views):
         return "the activation is cast between its codes and the product"
     bias = node.args[2] if len(node.args) > 2 else None
@@ -141,18 +149,21 @@ def _replace(graph_module: GraphModule, node: Node) -> None:
     weight = node.args[1]
     assert isinstance(weight, Node)
     scale, zero_point = _scale_of(dequantized)
-    assert isinstance(scale, float)
-    assert isinstance(zero_point, int)
     bias = node.args[2] if len(node.args) > 2 else None
-    layer = IntegerLinear(
+    numbers = WeightCodes(
         _read(graph_module, weight.args[0]),
         _read(graph_module, weight.args[1]),
         None if bias is None else _read(graph_module, bias),
-        scale,
-        zero_point,
         _codes_of(dequantized) is torch.uint8,
         dtype_of(node) or torch.float32,
     )
+    at_run_time: tuple[Node, ...] = ()
+    if isinstance(scale, Node) and isinstance(zero_point, Node):
+        layer, at_run_time = DynamicIntegerLinear(numbers), (scale, zero_point)
+    else:
+        assert isinstance(scale, float)
+        assert isinstance(zero_point, int)
+        layer = IntegerLinear(numbers, scale, zero_point)
     name = f"_integers_of_{node.name}"
     graph_module.add_submodule(name, layer)
     graph = graph_module.graph
@@ -164,7 +175,7 @@ def _replace(graph_module: GraphModule, node: Node) -> None:
             copied.replace_input_with(view.all_input_nodes[0], codes)
             copied.meta.pop("val", None)
             codes = copied
-        call = graph.call_module(name, (codes,))
+        call = graph.call_module(name, (codes, *at_run_time))
     call.meta = dict(node.meta)
     node.replace_all_uses_with(call)
     graph.erase_node(node)

@@ -31,6 +31,10 @@ def quantization_table(*, short_codes: bool) -> dict[Callable[..., object], Tran
         ops["dequantize_per_tensor"]: _function(made.dequantize_per_tensor),
         ops["dequantize_per_channel"]: _function(made.dequantize_per_channel),
         ops["dequantize_per_channel_group"]: _function(made.dequantize_per_channel_group),
+        decomposed().quantize_per_tensor.tensor: _function(made.quantize_at_run_time),
+        decomposed().dequantize_per_tensor.tensor: _function(made.dequantize_at_run_time),
+        ops["quantize_per_token"]: _function(made.quantize_per_token),
+        ops["dequantize_per_token"]: _function(made.dequantize_per_token),
     }
 
 
@@ -50,6 +54,8 @@ def _overloads(ops: object) -> dict[str, Callable[..., object]]:
         "dequantize_per_tensor",
         "dequantize_per_channel",
         "dequantize_per_channel_group",
+        "quantize_per_token",
+        "dequantize_per_token",
     )
     return {name: getattr(ops, name).default for name in names}
 
@@ -167,6 +173,65 @@ class _Translations:
         scales = ops.Cast(scales, to=output_dtype)
         return ops.DequantizeLinear(codes, scales, axis=1, block_size=group_size)
 
+    def quantize_at_run_time(
+        self,
+        x: object,
+        scale: object,
+        zero_point: object,
+        quant_min: int,
+        quant_max: int,
+        dtype: int,
+    ) -> object:
+        del quant_min, quant_max  # those of the type: the codes have eight bits
+        ops = _operators()
+        return ops.QuantizeLinear(ops.Cast(x, to=_FLOAT), scale, ops.Cast(zero_point, to=dtype))
+
+    def dequantize_at_run_time(
+        self,
+        codes: object,
+        scale: object,
+        zero_point: object,
+        quant_min: int,
+        quant_max: int,
+        dtype: int,
+        out_dtype: int = -1,
+    ) -> object:
+        del quant_min, quant_max
+        ops = _operators()
+        found = ops.DequantizeLinear(codes, scale, ops.Cast(zero_point, to=dtype))
+        return ops.Cast(found, to=_float_type(out_dtype))
+
+    def quantize_per_token(
+        self,
+        x: object,
+        scales: object,
+        zero_points: object,
+        quant_min: int,
+        quant_max: int,
+        dtype: int,
+    ) -> object:
+        # ONNX has no axis for it: DynamicQuantizeLinear takes one scale for the tensor.
+        ops = _operators()
+        scaled = ops.Mul(ops.Cast(x, to=_FLOAT), ops.Reciprocal(scales))
+        codes = ops.Round(ops.Add(scaled, ops.Cast(zero_points, to=_FLOAT)))
+        ends = (_constant(end, _FLOAT) for end in (quant_min, quant_max))
+        return ops.Cast(ops.Clip(codes, *ends), to=dtype)
+
+    def dequantize_per_token(
+        self,
+        codes: object,
+        scales: object,
+        zero_points: object,
+        quant_min: int,
+        quant_max: int,
+        dtype: int,
+        output_dtype: int,
+    ) -> object:
+        del quant_min, quant_max, dtype
+        ops = _operators()
+        moved = ops.Sub(ops.Cast(codes, to=_FLOAT), ops.Cast(zero_points, to=_FLOAT))
+        return ops.Cast(ops.Mul(moved, scales), to=output_dtype)
+
     def code_type(self, stored: int, quant_min: int, quant_max: int) -> int:
         """Returns the ONNX type of codes: int4 where their limits are those of int4."""
         short = _SHORT.get((stored, quant_min, quant_max), stored)
@@ -205,6 +270,11 @@ class _Operators(Protocol):
 
     def Cast(self, x: object, *, to: int) -> object: ...  # noqa: N802
     def Clip(self, x: object, low: object, high: object) -> object: ...  # noqa: N802
+    def Mul(self, x: object, y: object) -> object: ...  # noqa: N802
+    def Add(self, x: object, y: object) -> object: ...  # noqa: N802
+    def Sub(self, x: object, y: object) -> object: ...  # noqa: N802
+    def Round(self, x: object) -> object: ...  # noqa: N802
+    def Reciprocal(self, x: object) -> object: ...  # noqa: N802
     def QuantizeLinear(self, x: object, scale: object, zero: object) -> object: ...  # noqa: N802
     def DequantizeLinear(  # noqa: N802
         self,

@@ -115,21 +115,20 @@ def _fold_casts(graph_module: GraphModule) -> None:
         read, dtype = node.args
         assert isinstance(read, Node)
         assert isinstance(dtype, torch.dtype)
-        if operation(source(read)) == "dequantize_per_channel_group":
-            _cast_groups(graph_module, node, read, dtype)
+        if operation(source(read)) in ("dequantize_per_channel_group", "dequantize_per_token"):
+            _cast_at_source(graph_module, node, read, dtype)
         elif operation(read).startswith("dequantize_per_"):
             _replace(graph_module, node, read.target, read.args, dtype)
         elif read.op == "get_attr":
             _store(graph_module, node, read, dtype)
 
 
-def _cast_groups(graph_module: GraphModule, cast: Node, read: Node, dtype: torch.dtype) -> None:
-    """Lets weights in groups, reshaped or not, come out in the type that ``cast`` makes of them."""
-    groups = source(read)
-    if groups not in (read, *read.all_input_nodes) or len(groups.users) > 1 or len(read.users) > 1:
+def _cast_at_source(graph_module: GraphModule, cast: Node, read: Node, dtype: torch.dtype) -> None:
+    """Lets values whose type is an argument, reshaped or not, come out in that of ``cast``."""
+    values = source(read)
+    if values not in (read, *read.all_input_nodes) or len(values.users) > 1 or len(read.users) > 1:
         return
-    # Their type is an argument without a default.
-    _replace(graph_module, groups, groups.target, (*groups.args[:-1], dtype), torch.float32)
+    _replace(graph_module, values, values.target, (*values.args[:-1], dtype), torch.float32)
     moved = cast.all_input_nodes[0]
     moved.meta["val"] = infer_value(moved)
     cast.replace_all_uses_with(moved)

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from embedl_deploy.engines.config import EngineConfig
-from embedl_deploy.engines.file_engine import FileEngine, exchanges_bfloat16
+from embedl_deploy.engines.file_engine import FLOAT_AT_RUN_TIME, FileEngine, exchanges_bfloat16
 from embedl_deploy.engines.inductor_build import first_line
+from embedl_deploy.engines.integer_graph import is_scaled_at_run_time
+from embedl_deploy.engines.scratch import run_folder
 from embedl_deploy.errors import BuildError, MissingDependencyError
 from embedl_deploy.rewriting.refusal import Refusal
 
@@ -66,6 +68,8 @@ class OnnxRuntimeEngine(FileEngine):
     _optimized: Mapping[str, int] | None = None
 
     def supports(self, node: Node) -> Refusal | None:
+        if is_scaled_at_run_time(node) and not self.config.allow_simulated:
+            return Refusal(f"ONNX Runtime {FLOAT_AT_RUN_TIME}", node)
         if exchanges_bfloat16(node):
             return Refusal("ONNX Runtime exchanges tensors as numpy arrays, which lack bf16", node)
         return None
@@ -80,7 +84,7 @@ class OnnxRuntimeEngine(FileEngine):
                 f"{', '.join(runtime.get_available_providers())}"
             )
         try:
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory(dir=run_folder()) as folder:
                 optimized = Path(folder) / "optimized.onnx"
                 options = self._options(runtime, optimized)
                 session = runtime.InferenceSession(str(path), options, providers=providers)

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from embedl_deploy.engines.config import EngineConfig
-from embedl_deploy.engines.file_engine import FileEngine, exchanges_bfloat16
+from embedl_deploy.engines.file_engine import FLOAT_AT_RUN_TIME, FileEngine, exchanges_bfloat16
 from embedl_deploy.engines.inductor_build import first_line
+from embedl_deploy.engines.integer_graph import is_scaled_at_run_time
 from embedl_deploy.errors import BuildError, MissingDependencyError
 from embedl_deploy.rewriting.refusal import Refusal
 
@@ -60,6 +61,8 @@ class OpenVINOEngine(FileEngine):
     _threads: "threading.local | None" = None
 
     def supports(self, node: Node) -> Refusal | None:
+        if is_scaled_at_run_time(node) and not self.config.allow_simulated:
+            return Refusal(f"OpenVINO {FLOAT_AT_RUN_TIME}", node)
         if exchanges_bfloat16(node):
             return Refusal("OpenVINO exchanges tensors as numpy arrays, which lack bf16", node)
         return None

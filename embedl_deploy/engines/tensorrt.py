@@ -17,6 +17,7 @@ from embedl_deploy.engines.file_engine import working_folder
 from embedl_deploy.engines.inductor_build import first_line
 from embedl_deploy.engines.onnx_file import LARGEST_IN_ONE_FILE, write_onnx
 from embedl_deploy.engines.program import split_sample
+from embedl_deploy.engines.scratch import run_folder
 from embedl_deploy.engines.tensorrt_builder import built_engine, request_for
 from embedl_deploy.engines.tensorrt_config import TensorRTEngineConfig, with_shared_timings
 from embedl_deploy.engines.tensorrt_library import (
@@ -121,7 +122,7 @@ class TensorRTEngine(Engine):
         config: TensorRTEngineConfig,
     ) -> None:
         assert self._file is not None, "its place was chosen"
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=run_folder()) as folder:
             written = write_onnx(
                 module,
                 sample,

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from embedl_deploy.engines.integer_graph import is_quantization, operation
+from embedl_deploy.engines.integer_graph import (
+    is_quantization,
+    is_scaled_at_run_time,
+    operation,
+)
 from embedl_deploy.errors import MissingDependencyError
 from embedl_deploy.graph.nodes import dtype_of, value_of
 
@@ -58,6 +62,8 @@ def why_not(node: Node, route: str = "onnx") -> str | None:
             return f"TensorRT runs on CUDA devices, this tensor is on {value.device}"
         if value.dtype in _TYPES:
             return f"TensorRT has no tensors of type {value.dtype}"
+    if is_scaled_at_run_time(node):
+        return "TensorRT takes constant scales of activations, this one is computed at run time"
     if is_quantization(node) and "per_tensor" in operation(node):
         return _why_not_quantized(node)
     return None

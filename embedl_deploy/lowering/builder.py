@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from embedl_deploy.engines.engine import Engine
+from embedl_deploy.engines.scratch import run_folder
 from embedl_deploy.errors import CheckpointError, OutputPathError
 from embedl_deploy.lowering.build_errors import BUILD_ERRORS, PASSING_ERRORS, error_text
 from embedl_deploy.lowering.build_job import BuildJob, BuildOutcome, run_build, write_source
@@ -209,7 +210,7 @@ class Builder:
 
     def _folder(self) -> Path:
         if self._scratch is None:
-            made = tempfile.TemporaryDirectory(prefix="builds-", dir=self.settings.cache_dir)
+            made = tempfile.TemporaryDirectory(dir=run_folder(self.settings.cache_dir))
             self._scratch = Path(self._cleanup.enter_context(made))
         return self._scratch
 

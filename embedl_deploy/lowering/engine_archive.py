@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -10,6 +9,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from embedl_deploy.engines.engine import Engine
+from embedl_deploy.engines.scratch import remove_with, run_folder
 from embedl_deploy.errors import CheckpointError
 from embedl_deploy.lowering.archive import ArchiveReader, write_archive
 from embedl_deploy.lowering.build_errors import BUILD_ERRORS
@@ -63,7 +63,7 @@ def restored_engine(
     Raises:
         CheckpointError: The state is damaged, or does not load on this machine.
     """
-    folder = Path(tempfile.mkdtemp(prefix="embedl_deploy_"))
+    folder = Path(tempfile.mkdtemp(dir=run_folder()))
     try:
         engine = engine_class.from_dict(
             module, state_from_json(data, archive, folder_inside, folder)
@@ -77,7 +77,7 @@ def restored_engine(
             f"the engine in {folder_inside} ({engine_class.__name__}) cannot be loaded: {error}; "
             "trust_engines=False builds it anew"
         ) from error
-    weakref.finalize(engine, shutil.rmtree, folder, ignore_errors=True)
+    remove_with(engine, folder)
     return engine
 
 
