@@ -95,8 +95,10 @@ def run_case(case: Case, backend: str, largest: float | None = None) -> dict[str
     reached = row["covered_macs"] + excused
     if row["error"] > NOISY:
         row["error_of_noise"] = round(error_of_noise(model, args, kwargs), 4)
-    row["share"] = round(row["covered_macs"] / total, 4) if total else 1.0
-    row["share_with_excused"] = round(min(1.0, reached / total), 4) if total else 1.0
+    # What only the converted graph takes for a layer must not make up for one it left in float.
+    whole = max(total, row["converted_macs"])
+    row["share"] = round(row["covered_macs"] / whole, 4) if whole else 1.0
+    row["share_with_excused"] = round(min(1.0, reached / whole), 4) if whole else 1.0
     return row
 
 

@@ -202,6 +202,16 @@ def test_cases_that_compare_in_float64_are_quantized_in_float32() -> None:
     assert run_case(case, "inductor")["share"] == 1.0
 
 
+def test_a_share_is_of_all_that_either_graph_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("net", net, lambda _: ((IMAGE,), {}))
+    monkeypatch.setattr("benchmarks.zoo.quantized.float_macs", lambda *_: (STEM, 0))
+
+    row = run_case(case, "inductor")
+
+    assert (row["macs"], row["converted_macs"]) == (STEM, STEM + HEAD)
+    assert row["share"] == row["share_with_excused"] == 1.0
+
+
 def test_layers_that_read_nothing_but_made_up_positions_count_for_nothing() -> None:
     class Positions(Net):
         def forward(self, x: Tensor) -> Tensor:
