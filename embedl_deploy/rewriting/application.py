@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
 from torch import nn
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from embedl_deploy.errors import PatternError
@@ -243,11 +244,12 @@ class _Run:
 def graphs_of(graph_module: GraphModule, scope: str = "") -> Iterator[tuple[str, GraphModule]]:
     """Yields a graph and the bodies of its conditions and loops, each with its path."""
     yield scope, graph_module
-    for node in graph_module.graph.nodes:
-        if node.op == "get_attr":
-            body = module_at(graph_module, str(node.target))
-            if isinstance(body, GraphModule):
-                yield from graphs_of(body, f"{scope}{node.target}.")
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        if all(isinstance(reader.target, OpOverload) for reader in node.users):
+            continue  # a tensor: no ATen op takes a graph
+        body = module_at(graph_module, str(node.target))
+        if isinstance(body, GraphModule):
+            yield from graphs_of(body, f"{scope}{node.target}.")
 
 
 def _key_of(record: SiteRecord) -> _Key:
