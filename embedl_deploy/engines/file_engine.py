@@ -18,12 +18,6 @@ from embedl_deploy.errors import BuildError
 from embedl_deploy.graph.nodes import dtype_of
 
 
-FLOAT_AT_RUN_TIME = (
-    "computes in float where a scale is computed at run time: take the torchao engine, or inductor "
-    "for one scale per tensor"
-)
-
-
 class FileEngine(Engine):
     """Writes a module as ONNX and lets a runtime load that file.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from embedl_deploy.engines.float8_products import is_float8_work
 from embedl_deploy.engines.integer_graph import (
     is_quantization,
     is_quantized_product,
@@ -20,8 +21,8 @@ from embedl_deploy.rewriting.refusal import Refusal
 _X86 = ("x86_64", "amd64", "x86")
 _KERNELS = frozenset({"conv1d", "conv2d", "convolution", "linear", "addmm", "mm"})
 NO_FLOAT8 = (
-    "values are rounded to float8 and the product is computed in a wider type: take TensorRT, "
-    "which has float8 kernels for such graphs"
+    "values are rounded to float8, and Inductor would compute the product in a wider type: take "
+    "the torchao or the tensorrt engine, which have float8 kernels for such graphs"
 )
 _CODES = (torch.int8, torch.uint8)
 _SIGNED = (
@@ -32,7 +33,7 @@ _SIGNED = (
 
 def refusal_of(node: Node) -> Refusal | None:
     """Returns why Inductor would run ``node`` as simulated quantization, None if it would not."""
-    if rounds_to_float8(node):
+    if rounds_to_float8(node) or is_float8_work(node):
         return Refusal(NO_FLOAT8, node)
     if not is_quantization(node) and not is_quantized_product(node):
         return None

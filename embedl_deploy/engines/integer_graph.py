@@ -16,6 +16,10 @@ FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 VIEWS = frozenset(
     {"view", "reshape", "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "flatten"}
 )
+FLOAT_AT_RUN_TIME = (
+    "computes in float where a scale is computed at run time: take the torchao engine, or inductor "
+    "for one scale per tensor"
+)
 _CASTS = frozenset({"to", "_to_copy", "convert_element_type", "contiguous", "clone"})
 _PRODUCTS = frozenset(
     {"conv1d", "conv2d", "conv3d", "convolution", "linear", "mm", "addmm", "matmul", "bmm"}
@@ -54,6 +58,33 @@ def rounds_to_float8(node: Node) -> bool:
         return False
     read = [dtype_of(value) for value in node.all_input_nodes]
     return any(dtype is not None and dtype not in FLOAT8 for dtype in read)
+
+
+def is_float8(node: Node) -> bool:
+    """Tells whether ``node`` is float8; a graph that was read from a file records no values."""
+    if dtype_of(node) in FLOAT8:
+        return True
+    if operation(node) in _CASTS:
+        return any(argument in FLOAT8 for argument in node.args)
+    owner = node.graph.owning_module
+    if node.op == "get_attr" and owner is not None:
+        return attribute(owner, str(node.target)).dtype in FLOAT8
+    return operation(node) in VIEWS and is_float8(node.all_input_nodes[0])
+
+
+def widened_float8(node: Node) -> Node | None:
+    """Returns what a step from float8 codes to their values reads: a cast, or the scale behind it.
+
+    None if ``node`` is no such step.
+    """
+    read = node.args[0] if node.args and node.op == "call_function" else None
+    if not isinstance(read, Node) or is_float8(node):
+        return None
+    if operation(node) in _CASTS and is_float8(read):
+        return read
+    if operation(node) == "mul":
+        return read if operation(read) in _CASTS and widened_float8(read) is not None else None
+    return None
 
 
 def quantized_products(graph_module: GraphModule) -> list[Node]:

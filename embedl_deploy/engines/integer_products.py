@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from embedl_deploy.engines.inductor_support import NO_FLOAT8
+from embedl_deploy.engines.float8_products import unfit_rounding
 from embedl_deploy.engines.integer_graph import (
     VIEWS,
     attribute,
@@ -36,7 +36,7 @@ def unfit_quantization(node: Node) -> str | None:
     A quantizer is taken where every product that reads its codes is.
     """
     if rounds_to_float8(node):
-        return NO_FLOAT8
+        return unfit_rounding(node)
     if is_quantized_product(node):
         return _unfit_product(node)
     if not is_quantization(node):
@@ -66,8 +66,19 @@ def put_integer_layers(graph_module: GraphModule) -> int:
             raise BuildError(f"{node.name} would run as float arithmetic: {reason}")
         _replace(graph_module, node)
     graph_module.graph.eliminate_dead_code()
+    _require_none_left(graph_module)
     graph_module.recompile()
     return len(products)
+
+
+def _require_none_left(graph_module: GraphModule) -> None:
+    """What is dequantized and no integer layer reads would be multiplied in float."""
+    for node in graph_module.graph.nodes:
+        if operation(node).startswith("dequantize_per_"):
+            raise BuildError(
+                f"{node.name} would feed float arithmetic: no integer product in this subgraph "
+                "reads its codes"
+            )
 
 
 def _readers(node: Node) -> Iterator[Node]:

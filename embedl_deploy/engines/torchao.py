@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 
 from embedl_deploy.engines.config import EngineConfig
 from embedl_deploy.engines.engine import Engine, Sample
+from embedl_deploy.engines.float8_products import put_float8_layers
 from embedl_deploy.engines.inductor import Mode
 from embedl_deploy.engines.inductor_build import require_compiler
 from embedl_deploy.engines.inductor_programs import CompiledProgram, JustInTime
@@ -124,7 +125,7 @@ class TorchAOEngine(Engine):
     """Quantizes the weights of a copy's linear layers and compiles the copy.
 
     A graph that is quantized already keeps its own scales: its quantized linear layers run on
-    integers, and what it left in float stays so.
+    integers or, on CUDA devices that have it, in float8; what it left in float stays so.
     """
 
     config_class = TorchAOEngineConfig
@@ -170,7 +171,7 @@ class TorchAOEngine(Engine):
         require_compiler()
         require_on(module, device)
         layers = with_linear_layers(module)
-        if not self._keeps_scales(layers.module):
+        if not self._keeps_scales(layers.module, device):
             reason = self._unfit(device)
             if reason is not None:
                 raise BuildError(f"{reason}; the first weight is {first_weight(layers)}")
@@ -180,12 +181,17 @@ class TorchAOEngine(Engine):
         if data:
             started.compile_for(data[0])
 
-    def _keeps_scales(self, module: nn.Module) -> bool:
-        """Puts integer layers where the graph is quantized; tells whether it is."""
-        if not isinstance(module, GraphModule) or not is_quantized(module):
+    def _keeps_scales(self, module: nn.Module, device: torch.device) -> bool:
+        """Puts integer and float8 layers where the graph is quantized; tells whether it is."""
+        if not isinstance(module, GraphModule):
             return False
-        self.kernels = {"int_mm": put_integer_layers(module)}
-        return True
+        integers = is_quantized(module)
+        found = {
+            "int_mm": put_integer_layers(module) if integers else 0,
+            "scaled_mm": put_float8_layers(module, device),
+        }
+        self.kernels = {kind: count for kind, count in found.items() if count}
+        return integers or bool(self.kernels)
 
     def _start(self, device: torch.device) -> CompiledProgram:
         assert self._quantized is not None, "a built or loaded engine has a quantized module"
@@ -241,7 +247,7 @@ class TorchAOEngine(Engine):
         if not isinstance(saved, Mapping):
             raise ValueError("the state of TorchAOEngine lacks its quantized weights")
         layers = with_linear_layers(module)
-        if not self._keeps_scales(layers.module):
+        if not self._keeps_scales(layers.module, self._device or torch.device("cpu")):
             put_saved_weights(layers.module, cast("Mapping[str, object]", saved))
         self._quantized = layers.module
 
