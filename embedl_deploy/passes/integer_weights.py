@@ -77,8 +77,10 @@ def integer_weights(module: WeightedFused, quantizer: WeightFakeQuantize) -> Int
     owner, axis, size = module.weighted, module.weight_axis, quantizer.config.group_size
     shape = weight.shape
     if isinstance(owner, TransposedLinear):
-        codes, axis, shape = codes.t().contiguous(), 0, shape[::-1]
+        codes, axis, shape = codes.t(), 0, shape[::-1]
         _run_as_linear(module, owner)
+    # Inductor packs the integers in the order they lie in: those of a transposed view, transposed.
+    codes = codes.contiguous()
     if size is not None:
         codes = codes.flatten(1)
     else:

@@ -153,6 +153,20 @@ def test_a_transposed_weight_becomes_a_plain_one_per_output_channel() -> None:
     assert shared == ["shared.weight_codes"]
 
 
+def test_integers_lie_in_order_however_the_weight_is_stored() -> None:
+    stem, head = nn.Conv2d(3, 6, 3).to(memory_format=torch.channels_last), nn.Linear(216, 5)
+    head.weight = nn.Parameter(torch.randn(216, 5).t())
+    model = nn.Sequential(stem, nn.Flatten(), head).eval()
+
+    graph = convert(quantized(model))
+
+    codes = [tensor for name, tensor in graph.state_dict().items() if "weight_codes" in name]
+    assert not stem.weight.is_contiguous()
+    assert not head.weight.is_contiguous()
+    assert [tensor.is_contiguous() for tensor in codes] == [True, True]
+    assert torch.norm(graph(IMAGE) - model(IMAGE)) < 0.05 * torch.norm(model(IMAGE))
+
+
 def test_dynamic_shapes_stay_dynamic() -> None:
     batch = torch.export.Dim("batch", min=1, max=64)
     fused = transform(
