@@ -215,10 +215,12 @@ def _assemble(
     steps: list[Node | Subgraph] = []
     count = 0
     for key in order:
-        nodes = sorted(
-            (n for unit in inside[key] for n in units.nodes[unit]), key=place.__getitem__
-        )
-        label = labels[inside[key][0]]
+        first, *others = inside[key]
+        label = labels[first]
+        nodes: Sequence[Node] = units.nodes[first]
+        if others:
+            every = (node for unit in inside[key] for node in units.nodes[unit])
+            nodes = sorted(every, key=place.__getitem__)
         if label is None:
             steps.extend(nodes)
             continue

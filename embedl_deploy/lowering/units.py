@@ -93,12 +93,13 @@ def units_of(graph: Graph, atomic: Iterable[Sequence[Node]] = ()) -> Units:
     for node in nodes:
         if not is_step(node):
             continue
-        first = _companion(node, head)
+        first = _companion(node, head) if grouped or node.target is operator.getitem else node
         unit = number.setdefault(first, len(members))
         if unit == len(members):
-            members.append([])
+            members.append([node])
+        else:
+            members[unit].append(node)
         number[node] = unit
-        members[unit].append(node)
     writers = frozenset(node for node in nodes if writes_memory(node))
     reads = _unit_reads(nodes, number, len(members))
     if writers:
