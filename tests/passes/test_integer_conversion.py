@@ -154,7 +154,8 @@ def test_a_transposed_weight_becomes_a_plain_one_per_output_channel() -> None:
 
 
 def test_integers_lie_in_order_however_the_weight_is_stored() -> None:
-    stem, head = nn.Conv2d(3, 6, 3).to(memory_format=torch.channels_last), nn.Linear(216, 5)
+    stem, head = nn.Conv2d(3, 6, 3), nn.Linear(216, 5)
+    stem.weight = nn.Parameter(stem.weight.contiguous(memory_format=torch.channels_last))
     head.weight = nn.Parameter(torch.randn(216, 5).t())
     model = nn.Sequential(stem, nn.Flatten(), head).eval()
 
