@@ -29,6 +29,7 @@ from embedl_deploy.passes.weight_rounding import round_weights
 from embedl_deploy.precision_search import LoweredLatency, search_precision
 from embedl_deploy.quantization import (
     CalibrationMethod,
+    Dynamic,
     ModulesToSkip,
     Precision,
     QuantConfig,
@@ -47,6 +48,7 @@ from embedl_deploy.transformation import transform
 
 __all__ = [
     "CalibrationMethod",
+    "Dynamic",
     "LayerQuality",
     "LoweredLatency",
     "ModulesToSkip",

@@ -204,9 +204,9 @@ def test_refuses_a_backend_that_quantizes_nothing() -> None:
 
 
 def test_refuses_a_precision_the_target_lacks() -> None:
-    config = QuantConfig(weight=TensorQuantConfig(Precision.INT4, per_channel=True))
+    config = QuantConfig(weight=TensorQuantConfig(Precision.INT16, per_channel=True))
 
-    with pytest.raises(QuantizationError, match=r"weight precision INT4 \(known: INT8\)"):
+    with pytest.raises(QuantizationError, match=r"weight precision INT16 \(known: INT8, INT4\)"):
         quantize(residual(), (IMAGE,), config, forward_loop=[IMAGE], backend=INDUCTOR)
 
 

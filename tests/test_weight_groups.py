@@ -178,6 +178,13 @@ def test_a_layer_that_no_group_fits_stays_in_float_and_is_named() -> None:
     ]
 
 
+def test_the_rows_of_a_transposed_layer_are_those_of_its_outputs() -> None:
+    reasons = refusals(grouped(TORCHAO, weight_only(size=64)))
+
+    assert sum("has 32 weights, which" in one for one in reasons.values()) == 1, "the head alone"
+    assert sum("does not divide" in one for one in reasons.values()) == 1
+
+
 def test_a_skipped_weight_is_not_asked_for_groups() -> None:
     config = weight_only(size=24, skip=ModulesToSkip(weight=frozenset({"wide", "mix", "head"})))
 
@@ -310,3 +317,14 @@ def test_the_check_names_scales_that_do_not_go_with_their_groups() -> None:
     findings = check_qdq(graph, INDUCTOR)
 
     assert [one.code for one in findings] == ["QDQ005"]
+
+
+def test_the_check_sees_the_groups_of_a_converted_graph() -> None:
+    config = QuantConfig(weight=TensorQuantConfig(INT4, group_size=16))
+    converted = convert(quantize(net(), (IMAGES,), config, forward_loop=[IMAGES], backend=INDUCTOR))
+    assert check_qdq(converted, INDUCTOR) == ()
+
+    wide = converted.get_submodule("wide")
+    wide.weight_scale = torch.ones(64, 1)
+
+    assert [one.code for one in check_qdq(converted, INDUCTOR)] == ["QDQ005"]

@@ -22,7 +22,7 @@ from embedl_deploy.patterns.quantized import (
 )
 from embedl_deploy.patterns.smooth import MoveOutliersIntoLinears, ScaleBeforeLinears
 from embedl_deploy.quantization.placement import Decision, Placement
-from embedl_deploy.quantization.precision import Precision
+from embedl_deploy.quantization.precision import Dynamic, Precision
 from embedl_deploy.rewriting.backend import Backend
 
 INDUCTOR = Backend(
@@ -51,6 +51,7 @@ INDUCTOR = Backend(
         activation_dtype=torch.uint8,
         # int4 codes lie in int8, which the kernels take: half the bytes only in a file.
         weight_precisions=(Precision.INT8, Precision.INT4),
+        dynamic_activations=(Dynamic.PER_TENSOR,),
         decisions={
             **FLOAT_OPS,
             "first-layer": Decision(

@@ -5,7 +5,7 @@ from embedl_deploy.patterns.fusion import FuseAttention, FuseLinearActivation
 from embedl_deploy.patterns.quantized import QuantizeLinear, QuantizeNormLinear
 from embedl_deploy.patterns.smooth import MoveOutliersIntoLinears, ScaleBeforeLinears
 from embedl_deploy.quantization.placement import Decision, Placement
-from embedl_deploy.quantization.precision import Precision
+from embedl_deploy.quantization.precision import Dynamic, Precision
 from embedl_deploy.rewriting.backend import Backend
 
 _ANY_LINEAR = "TorchAO's kernels take linear layers of any size"
@@ -21,6 +21,7 @@ TORCHAO = Backend(
     formats=(Precision.INT8, Precision.INT4),
     placement=Placement(
         weight_precisions=(Precision.INT8, Precision.INT4),
+        dynamic_activations=(Dynamic.PER_TOKEN, Dynamic.PER_TENSOR),
         decisions={
             **FLOAT_OPS,
             "first-layer": Decision(quantized=True, reason=_ANY_LINEAR),

@@ -57,13 +57,13 @@ def why_not(node: Node, route: str = "onnx") -> str | None:
     value = value_of(node)
     if route != "onnx" and (is_quantization(node) or dtype_of(node) in FLOAT8):
         return NO_CODES
+    if is_scaled_at_run_time(node):
+        return "TensorRT takes constant scales of activations, this one is computed at run time"
     if isinstance(value, Tensor):
         if value.device.type != "cuda":
             return f"TensorRT runs on CUDA devices, this tensor is on {value.device}"
         if value.dtype in _TYPES:
             return f"TensorRT has no tensors of type {value.dtype}"
-    if is_scaled_at_run_time(node):
-        return "TensorRT takes constant scales of activations, this one is computed at run time"
     if is_quantization(node) and "per_tensor" in operation(node):
         return _why_not_quantized(node)
     return None

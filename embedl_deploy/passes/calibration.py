@@ -27,7 +27,7 @@ from embedl_deploy.passes.calibration_state import (
 )
 from embedl_deploy.passes.finite_weights import require_finite_weights
 from embedl_deploy.passes.processes import exchanging, process_count
-from embedl_deploy.quantization.stub import QuantStub, stubs_of
+from embedl_deploy.quantization.stub import QuantStub, static_stubs_of, stubs_of
 from embedl_deploy.quantization.weights import WeightFakeQuantize
 from embedl_deploy.rewriting import PassRecord
 
@@ -67,7 +67,7 @@ def calibrate_model(
     """
     began = time.perf_counter()
     if forward_loop is None:
-        _require_no_stubs([stub for _, stub in stubs_of(model)])
+        _require_no_stubs([stub for _, stub in static_stubs_of(model)])
         require_finite_weights(model)
         return (PassRecord("calibration", notes=("no data, and no activation needs any",)),)
     seen = observe_model(model, forward_loop, progress)
@@ -129,7 +129,8 @@ def finish_calibration(
         CalibrationError: A quantizer saw nothing.
     """
     stubs = [stub for _, stub in stubs_of(model)]
-    notes = tuple(calibration_notes(model, stubs, seen.total, seen.processes))
+    static = [stub for _, stub in static_stubs_of(model)]
+    notes = tuple(calibration_notes(model, static, seen.total, seen.processes))
     for stub in stubs:
         stub.finish_observing()
     record = PassRecord("calibration", seconds=time.perf_counter() - began, notes=notes)

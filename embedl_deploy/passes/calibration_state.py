@@ -10,7 +10,7 @@ from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.passes.bias_correction import InputMean, input_mean_of
 from embedl_deploy.quantization.observers import make_observer
 from embedl_deploy.quantization.precision import CalibrationMethod
-from embedl_deploy.quantization.stub import stubs_of
+from embedl_deploy.quantization.stub import static_stubs_of
 
 State = dict[str, Tensor]
 """Tensors by the name of the module they belong to, a point, and the name of the statistic."""
@@ -24,7 +24,7 @@ def calibration_state(model: nn.Module) -> State:
     Empty where nothing was seen, or where calibration is complete.
     """
     state: State = {}
-    for name, stub in stubs_of(model):
+    for name, stub in static_stubs_of(model):
         if stub.observer is not None:
             state |= {f"{name}.{key}": value for key, value in stub.observer.state().items()}
     for name, layer in _layers(model):
@@ -45,7 +45,7 @@ def load_calibration_state(model: nn.Module, state: Mapping[str, Tensor]) -> Non
         CalibrationError: The model has no quantizer of such a name, or one without a state.
     """
     known = dict(state)
-    stubs = list(stubs_of(model))
+    stubs = static_stubs_of(model)
     missing = [name for name, _ in stubs if f"{name}.batches" not in known]
     if missing and known:
         raise CalibrationError(
@@ -75,7 +75,7 @@ def merge_states(model: nn.Module, states: Sequence[Mapping[str, Tensor]]) -> No
         CalibrationError: A statistic depends on the order of the batches.
     """
     refuse_moving_averages(model)
-    for name, stub in stubs_of(model):
+    for name, stub in static_stubs_of(model):
         total = stub.observer = make_observer(stub.config, stub.grid)
         for state in states:
             own = _taken(dict(state), f"{name}.")
@@ -93,7 +93,7 @@ def refuse_moving_averages(model: nn.Module) -> None:
     Raises:
         CalibrationError: A quantizer averages over batches.
     """
-    for _, stub in stubs_of(model):
+    for _, stub in static_stubs_of(model):
         if stub.config.calibration_method is CalibrationMethod.MOVING_AVERAGE_MINMAX:
             raise CalibrationError(
                 f"{stub.site}: a moving average depends on the order of the batches, which several "

@@ -16,11 +16,13 @@ from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.modules.fused_conv import FusedConv, fused_conv
 from embedl_deploy.modules.fused_linear import FusedLinear, fused_linear
 from embedl_deploy.modules.kinds import CONVOLUTIONS, LINEARS
+from embedl_deploy.passes.dynamic_layers import no_dynamic_scale
 from embedl_deploy.passes.placement_decisions import decision_notes, layer_decisions
 from embedl_deploy.passes.points import WEIGHT, Point, is_float_tensor, points_of
 from embedl_deploy.passes.skip_rules import SkipRules
 from embedl_deploy.passes.weight_groups import no_groups
 from embedl_deploy.quantization.config import QuantConfig, TensorQuantConfig
+from embedl_deploy.quantization.dynamic import DynamicStub
 from embedl_deploy.quantization.placement import Placement
 from embedl_deploy.quantization.stub import QuantStub
 from embedl_deploy.quantization.weights import WeightFakeQuantize
@@ -81,6 +83,8 @@ class _Insertion:
         self.workspace = Workspace(graph_module)
         self.skip = SkipRules(config.skip, graph_module)
         self.activation, self.notes = _accepted_activation(config.activation, placement)
+        if self.activation is not None and self.activation.dynamic is not None:
+            self.notes = (*self.notes, f"activations: {self.activation}, nothing to calibrate")
         self.stubs: dict[Node, Node] = {}
         self.wrappers: dict[int, WeightedFused] = {}
         self.layers = layer_decisions(graph_module)
@@ -97,6 +101,8 @@ class _Insertion:
         reason = self._decline(match)
         points = points_of(match) if reason is None else ()
         reason = reason or self._foreign_dtype(points) or self._no_groups(points)
+        if reason is None and self.activation is not None and self.activation.dynamic is not None:
+            reason = no_dynamic_scale(points)
         if reason is not None:
             self._refuse(match, reason)
             return
@@ -220,7 +226,8 @@ class _Insertion:
 
     def _new_stub(self, site: str, near: Node) -> QuantStub:
         assert self.activation is not None
-        stub = QuantStub(self.activation, self.placement.activation_dtype, site)
+        kind = QuantStub if self.activation.dynamic is None else DynamicStub
+        stub = kind(self.activation, self.placement.activation_dtype, site)
         device = getattr(near.meta.get("val"), "device", None)
         return stub if device is None else _on(device, stub)
 
@@ -235,6 +242,10 @@ def accepted_dtypes(config: QuantConfig, placement: Placement) -> Iterable[str]:
         if tensor is not None and tensor.precision not in known:
             listed = ", ".join(precision.name for precision in known)
             yield f"{name} precision {tensor.precision.name} (known: {listed})"
+    dynamic = None if config.activation is None else config.activation.dynamic
+    if dynamic is not None and dynamic not in placement.dynamic_activations:
+        listed = ", ".join(one.name for one in placement.dynamic_activations) or "none"
+        yield f"activation scales at run time, {dynamic.name} (known: {listed})"
 
 
 def _accepted_activation(

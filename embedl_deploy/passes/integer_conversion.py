@@ -14,6 +14,7 @@ from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.passes.flattening import attributes_of, flatten_call
 from embedl_deploy.passes.integer_weights import IntegerWeights, integer_weights
 from embedl_deploy.passes.quantization import own_modules
+from embedl_deploy.quantization.dynamic import DynamicQuantizeDequantize
 from embedl_deploy.quantization.quantize_dequantize import QuantizeDequantize
 from embedl_deploy.quantization.stub import QuantStub, stubs_of
 from embedl_deploy.quantization.weights import WeightFakeQuantize
@@ -23,7 +24,8 @@ from embedl_deploy.rewriting.application import graphs_of
 def convert(model: GraphModule) -> GraphModule:
     """Returns the flat graph that engines and exporters take; ``model`` is not changed.
 
-    - A stub becomes ``quantized_decomposed`` quantize and dequantize, with literal scales.
+    - A stub becomes ``quantized_decomposed`` quantize and dequantize, with literal scales, or with
+      the ATen calls that compute a dynamic one.
     - A quantized weight becomes a buffer of integers and its ``dequantize_per_channel``, computed
       on the folded weight; the folded bias stays float.
     - Every module call becomes the ATen calls it makes. What no call reads is dropped, the
@@ -75,8 +77,15 @@ def _spell_stubs(graph_module: GraphModule) -> None:
     for module in tuple(graph_module.modules()):
         for name, child in module._modules.items():
             if isinstance(child, QuantStub):
-                known = spelled.setdefault(id(child), QuantizeDequantize.of(child))
-                module._modules[name] = known
+                if id(child) not in spelled:
+                    spelled[id(child)] = _spelled(child)
+                module._modules[name] = spelled[id(child)]
+
+
+def _spelled(stub: QuantStub) -> nn.Module:
+    if stub.config.dynamic is not None:
+        return DynamicQuantizeDequantize(stub.grid, stub.config.dynamic)
+    return QuantizeDequantize.of(stub)
 
 
 def _flatten(graph_module: GraphModule) -> None:

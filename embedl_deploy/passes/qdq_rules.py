@@ -193,9 +193,9 @@ def whole_pairs(view: QdqView, target: Target) -> Iterator[QdqFinding]:
     """QDQ010: every quantize is read by a dequantize of the same scale, and the reverse."""
     del target
     for node in view.graph_module.graph.nodes:
-        if op_name(node) == "quantize_per_tensor":
+        if op_name(node) in ("quantize_per_tensor", "quantize_per_token"):
             for reader in node.users:
-                if op_name(reader) != "dequantize_per_tensor":
+                if op_name(reader) != f"de{op_name(node)}":
                     yield _finding("QDQ010", node, f"its codes are read by %{reader.name}")
                 elif reader.args[1:6] != node.args[1:6]:
                     yield _finding(

@@ -8,7 +8,8 @@ from embedl_deploy.graph.nodes import module_of
 from embedl_deploy.modules.attention import FusedAttention, ScaledDotProductAttention
 from embedl_deploy.modules.kinds import ACTIVATIONS, BATCH_NORMS
 from embedl_deploy.passes.carried_values import op_name, shared_inputs
-from embedl_deploy.passes.qdq_view import Layer, QdqView, Rounding
+from embedl_deploy.passes.qdq_rounding import Rounding
+from embedl_deploy.passes.qdq_view import Layer, QdqView
 from embedl_deploy.quantization.stub import QuantStub
 
 _ACTIVATION_OPS = (

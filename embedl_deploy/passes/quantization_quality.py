@@ -17,7 +17,8 @@ from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.passes.calibration import ForwardLoop, run_forward_loop
 from embedl_deploy.passes.predicted_speed import prediction_at
 from embedl_deploy.passes.qdq_check import reasons_in
-from embedl_deploy.passes.qdq_view import Layer, QdqView, Rounding, view_of
+from embedl_deploy.passes.qdq_rounding import Rounding
+from embedl_deploy.passes.qdq_view import Layer, QdqView, view_of
 from embedl_deploy.passes.rounding_errors import ErrorMeter, Errors, LayerError, decibels
 from embedl_deploy.quantization.report import LayerQuality, QuantizationReport
 from embedl_deploy.quantization.stub import stubs_of

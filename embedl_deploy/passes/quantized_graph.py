@@ -29,10 +29,11 @@ def require_data(config: QuantConfig, forward_loop: ForwardLoop | None) -> None:
     """
     if forward_loop is not None:
         return
-    if config.activation is not None:
+    if config.activation is not None and config.activation.dynamic is None:
         raise CalibrationError(
             "static activation scales need data, got forward_loop=None: pass a callable that runs "
-            "the model or an iterable of inputs, or set QuantConfig(activation=None)"
+            "the model or an iterable of inputs, or set QuantConfig(activation=None) or a dynamic "
+            "activation"
         )
     if config.weight_rounding is not WeightRounding.NEAREST:
         raise CalibrationError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from torch import nn
 from torch.fx import GraphModule, Node
 
 from embedl_deploy.graph.nodes import module_of
@@ -32,13 +33,18 @@ def share_scales(graph_module: GraphModule, placement: Placement) -> tuple[str, 
     return tuple(dict.fromkeys(notes))
 
 
+def _is_static(module: nn.Module | None) -> bool:
+    # A scale of the moment is that of the tensor as its reader sees it.
+    return isinstance(module, QuantStub) and module.config.dynamic is None
+
+
 class _Sharing:
     """The quantizers of a graph while they are merged."""
 
     def __init__(self, graph_module: GraphModule, placement: Placement) -> None:
         self.graph_module = graph_module
         self.placement = placement
-        self.nodes = [n for n in graph_module.graph.nodes if isinstance(module_of(n), QuantStub)]
+        self.nodes = [node for node in graph_module.graph.nodes if _is_static(module_of(node))]
         self.by_value = {node.all_input_nodes[0]: node for node in self.nodes}
         self.paths = dict.fromkeys(str(node.target) for node in self.nodes)
 

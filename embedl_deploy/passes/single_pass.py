@@ -105,6 +105,8 @@ def _hand_over_ranges(
 ) -> None:
     known = {place: stub.observer for place, stub in _placed_stubs(observed)}
     for place, stub in _placed_stubs(graph):
+        if stub.config.dynamic is not None:
+            continue
         name, inside = place
         divided = smoothed.get(name) if not inside else None
         if divided is None:

@@ -172,7 +172,8 @@ def _best_strength(
     """Returns the strength with the least error, ``None`` where none is worth it."""
     if not smooth.search or site.rows is None:
         return None if site.rows is None else smooth.strength
-    grid = QuantGrid.of(config.activation or TensorQuantConfig(symmetric=False))
+    activation = config.activation or TensorQuantConfig(symmetric=False)
+    grid = QuantGrid.of(activation)
     weights = site.weights()
     precision = config.weight or TensorQuantConfig(per_channel=True)
     # While candidates are compared a searched weight range costs more than it tells.
@@ -183,7 +184,12 @@ def _best_strength(
     candidates = [_factors(site, strength) for strength in _STRENGTHS]
     with torch.no_grad():
         without, *errors = smoothed_errors(
-            site.rows, weights, [torch.ones_like(candidates[0]), *candidates], grid, quantizers
+            site.rows,
+            weights,
+            [torch.ones_like(candidates[0]), *candidates],
+            grid,
+            quantizers,
+            activation.dynamic,
         )
     least = min(errors)
     return _STRENGTHS[errors.index(least)] if least < _WORTH_IT * without else None

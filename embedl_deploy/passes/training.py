@@ -171,6 +171,8 @@ def _require_calibrated(model: GraphModule) -> None:
 def _make_trainable(model: GraphModule, config: QatConfig) -> None:
     def trainable(parent: nn.Module, child: nn.Module) -> nn.Module:
         if isinstance(child, QuantStub):
+            if child.config.dynamic is not None:
+                return child  # its range is that of the tensor itself
             return TrainableStub(child, config.learned_steps)
         if not isinstance(child, WeightFakeQuantize):
             return child

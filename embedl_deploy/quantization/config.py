@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from embedl_deploy.quantization.precision import CalibrationMethod, Precision, WeightRounding
+from embedl_deploy.quantization.precision import (
+    CalibrationMethod,
+    Dynamic,
+    Precision,
+    WeightRounding,
+)
 from embedl_deploy.quantization.skipping import ModulesToSkip
 
 _HISTOGRAM_METHODS = (
@@ -33,7 +38,13 @@ class TensorQuantConfig:
     128 are usual. Implies ``per_channel``. Weights only; a layer it does not divide stays in float,
     as in torchao, and the report names it."""
 
+    dynamic: Dynamic | None = None
+    """Takes the scale from the values themselves at each call, which needs no data: int8
+    activations of linear layers, by their smallest and largest value."""
+
     def __post_init__(self) -> None:
+        if self.dynamic is not None:
+            self._require_dynamic()
         if self.group_size is not None:
             self._require_groups(self.group_size)
             object.__setattr__(self, "per_channel", True)
@@ -64,6 +75,18 @@ class TensorQuantConfig:
                 f"symmetric={self.symmetric}: pass INT4, INT8 or INT16 and symmetric=True"
             )
 
+    def _require_dynamic(self) -> None:
+        if self.precision is not Precision.INT8:
+            raise ValueError(
+                f"scales at run time are for INT8, got {self.precision.name}: no kernel takes them "
+                "with other codes"
+            )
+        if self.calibration_method is not CalibrationMethod.MINMAX:
+            raise ValueError(
+                "scales at run time hold the smallest and the largest value, got "
+                f"{self.calibration_method.name}: leave calibration_method at MINMAX"
+            )
+
     @property
     def quant_min(self) -> int | float:
         """Returns the lowest value the precision stores."""
@@ -79,6 +102,10 @@ class TensorQuantConfig:
         granularity = "per channel" if self.per_channel else "per tensor"
         if self.group_size is not None:
             granularity = f"in groups of {self.group_size}"
+        if self.dynamic is not None:
+            return (
+                f"{self.precision.value} {kind} {self.dynamic.value.replace('_', ' ')} at run time"
+            )
         return f"{self.precision.value} {kind} {granularity} {self.calibration_method.value}"
 
 
@@ -137,6 +164,11 @@ class QuantConfig:
             raise ValueError(
                 "activations take one scale per tensor, got per_channel=True: no kernel "
                 "sums over channels that have different scales"
+            )
+        if self.weight is not None and self.weight.dynamic is not None:
+            raise ValueError(
+                f"weights do not change from call to call, got dynamic={self.weight.dynamic.name}: "
+                "set it in QuantConfig(activation=...)"
             )
         if self.weight is not None and not self.weight.symmetric:
             raise ValueError(

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import torch
 
-from embedl_deploy.quantization.precision import Precision
+from embedl_deploy.quantization.precision import Dynamic, Precision
 
 LAYER_DECISIONS = {
     "first-layer": "layers with a weight that no other one stands before",
@@ -55,6 +55,9 @@ class Placement:
 
     activation_precisions: tuple[Precision, ...] = (Precision.INT8,)
     weight_precisions: tuple[Precision, ...] = (Precision.INT8,)
+    dynamic_activations: tuple[Dynamic, ...] = ()
+    """Which scales at run time its kernels take, for the activations of linear layers."""
+
     decisions: Mapping[str, Decision] = field(default_factory=lambda: MappingProxyType({}))
     """By one of ``NAMED_DECISIONS``, the name of a quantized pattern, ``share-through-reshape`` or
     ``share-through-max-pool``. One that is not named is applied, except for concatenation."""

@@ -59,6 +59,16 @@ class CalibrationMethod(Enum):
     """The range with the least squared error, rounding every bin of the histogram for real."""
 
 
+class Dynamic(Enum):
+    """Which values of an activation share a scale that is taken from them at each call."""
+
+    PER_TOKEN = "per_token"
+    """Those along the last axis: what a linear layer multiplies with one row of outputs."""
+
+    PER_TENSOR = "per_tensor"
+    """All of them."""
+
+
 class WeightRounding(Enum):
     """How the codes of a weight are chosen, once its scale is."""
 

@@ -47,6 +47,7 @@ class QuantizeDequantize(nn.Module):
 
 class _Op(Protocol):
     def default(self, *args: object, **kwargs: object) -> Tensor: ...
+    def tensor(self, *args: object, **kwargs: object) -> Tensor: ...
 
 
 class DecomposedOps(Protocol):
@@ -57,6 +58,8 @@ class DecomposedOps(Protocol):
     quantize_per_channel: _Op
     dequantize_per_channel: _Op
     dequantize_per_channel_group: _Op
+    quantize_per_token: _Op
+    dequantize_per_token: _Op
 
 
 def decomposed() -> DecomposedOps:

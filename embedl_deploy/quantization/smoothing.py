@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from embedl_deploy.quantization.dynamic import round_at_run_time
 from embedl_deploy.quantization.fake_quantize import fake_quantize
 from embedl_deploy.quantization.grid import QuantGrid
+from embedl_deploy.quantization.precision import Dynamic
 from embedl_deploy.quantization.scales import scale_and_zero_point
 from embedl_deploy.quantization.weights import WeightFakeQuantize
 
@@ -55,6 +57,7 @@ def smoothed_errors(
     candidates: Sequence[Tensor],
     grid: QuantGrid,
     quantizers: Sequence[WeightFakeQuantize],
+    dynamic: Dynamic | None = None,
 ) -> list[float]:
     """Returns the squared error of linear layers that run quantized, for each choice of factors.
 
@@ -66,14 +69,18 @@ def smoothed_errors(
         candidates: Factors s to try, shape (in,) each. Ones give the error without smoothing.
         grid: The codes of the activation; its range is that of the sample.
         quantizers: One per weight.
+        dynamic: Whether each row of the sample has a range of its own.
     """
     rows = rows.float()
     references = [rows @ weight.float().t() for weight in weights]
     errors: list[float] = []
     for factors in candidates:
         smoothed = rows / factors
-        scale, zero_point = scale_and_zero_point(smoothed.amin(), smoothed.amax(), grid)
-        rounded = fake_quantize(smoothed, scale, zero_point, grid)
+        if dynamic is not None:
+            rounded = round_at_run_time(smoothed, grid, dynamic)
+        else:
+            scale, zero_point = scale_and_zero_point(smoothed.amin(), smoothed.amax(), grid)
+            rounded = fake_quantize(smoothed, scale, zero_point, grid)
         lost = 0.0
         for weight, quantizer, reference in zip(weights, quantizers, references, strict=True):
             found = rounded @ quantizer(weight.float() * factors).t()

@@ -92,6 +92,11 @@ class QuantStub(nn.Module):
         return f"{self.config}, scale={float(self.scale):.4g}{zero_point}"
 
 
+def static_stubs_of(model: nn.Module) -> list[tuple[str, QuantStub]]:
+    """Returns those of ``stubs_of`` that need data for their scale."""
+    return [(name, stub) for name, stub in stubs_of(model) if stub.config.dynamic is None]
+
+
 def stubs_of(model: nn.Module) -> Iterator[tuple[str, QuantStub]]:
     """Yields each stub of a model once, with its name, in registration order."""
     named = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())

@@ -26,11 +26,11 @@ ANY_LAYOUT = pytest.mark.parametrize(("weight", "axis"), LAYOUTS, ids=["rows", "
 
 def with_scales(scale: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
     """Returns the codes of ``WEIGHT`` and what they stand for, by torch's own operations."""
-    kind = precision.format
+    ops, kind = decomposed(), precision.format
     ends = (int(kind.lowest), int(kind.highest), kind.dtype, 8)
     zeros = torch.zeros_like(scale, dtype=torch.int32)
     codes = torch.ops.quantized_decomposed.quantize_per_channel_group(WEIGHT, scale, zeros, *ends)
-    restored = decomposed().dequantize_per_channel_group.default(
+    restored = ops.dequantize_per_channel_group.default(
         codes, scale, zeros, *ends, torch.float32
     )
     return codes, restored
