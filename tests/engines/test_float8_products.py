@@ -117,6 +117,21 @@ def test_a_processor_has_no_kernels_for_it() -> None:
         lower(quantized(feedforward(), x), (x,), engines=["torchao", "inductor"])
 
 
+@pytest.mark.parametrize(("capability", "lacks"), [((8, 0), True), ((8, 9), False)])
+def test_old_devices_lack_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], lacks: bool
+) -> None:
+    def told(_: torch.device) -> tuple[int, int]:
+        return capability
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", told)
+
+    reason = float8_products.lacks_float8(torch.device("cuda"))
+
+    assert (reason is not None) is lacks
+    assert reason is None or "compute capability 8.9, this device has 8.0" in reason
+
+
 @pytest.mark.usefixtures("with_kernels")
 def test_inductor_leaves_all_of_it_to_torchao() -> None:
     x = inputs(4, 64)

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch.fx import GraphModule
 from torch.nn import functional
 
 from embedl_deploy.engines import (
+    EngineState,
     InductorEngine,
     InductorEngineConfig,
     count_int8_kernels,
@@ -166,6 +168,55 @@ def test_a_product_of_activations_is_refused(quantized_graph: Quantized) -> None
     assert refusal is not None
     assert "weights quantized per channel" in refusal.reason
     assert refusal.node is product
+
+
+def test_quantization_on_another_device_is_left_to_torchao(quantized_graph: Quantized) -> None:
+    x = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    graph = quantized_graph(feedforward(), x)
+    for node in graph.graph.nodes:
+        node.meta["val"] = torch.empty(2, 16, device="meta")
+
+    refusals = [refusal_of(node) for node in graph.graph.nodes]
+
+    reasons = [refusal.reason for refusal in refusals if refusal is not None]
+    assert {reason.rpartition(": ")[2] for reason in reasons} == {
+        "take the torchao engine for its products"
+    }
+    assert len(reasons) == 2 * 4  # each layer's quantizer, two dequantizers and product
+
+
+@dataclass(frozen=True)
+class Declared:
+    dynamic_shapes: object
+
+
+def test_declared_sizes_are_compiled_once_just_in_time() -> None:
+    from torch._dynamo.utils import counters
+
+    x = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    module = feedforward()
+    spec = Declared(({0: Dim("batch", min=2, max=8)},))
+    engine = InductorEngine(IN_TIME).build(module, spec, [(x,)])
+    compiled = counters["stats"]["unique_graphs"]
+
+    output = engine.infer(x[:3])
+
+    assert counters["stats"]["unique_graphs"] == compiled
+    assert error(output, module(x[:3])) < 1e-5
+
+
+class Broken(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()  # pyright: ignore[reportPrivateUsage]  # torch's own way
+        return x + 1
+
+
+def test_a_graph_break_is_an_error_where_the_full_graph_is_asked_for() -> None:
+    engine = InductorEngine(InductorEngineConfig(ahead_of_time=False, fullgraph=True))
+
+    with pytest.raises(BuildError, match="Inductor cannot compile the module"):
+        engine.build(Broken(), None, [(torch.ones(2),)])
+    assert engine.state is EngineState.INIT
 
 
 def test_plain_nodes_are_taken() -> None:

@@ -170,12 +170,18 @@ class Counted(nn.Module):
         return self.layers(x)
 
 
-def test_a_build_runs_a_sample_at_most_once(made: tuple[Engine, Maker]) -> None:
+def test_a_build_runs_a_sample_at_most_once_and_takes_keywords(
+    made: tuple[Engine, Maker],
+) -> None:
     RUNS.clear()
 
-    made[1]().build(Counted().eval(), None, [(X,)])
+    engine = made[1]().build(Counted().eval(), None, [((), {"x": X})])
 
     assert len(RUNS) <= 1
+    output = engine.infer(x=X)
+    assert isinstance(output, Tensor)
+    with torch.no_grad():
+        assert torch.allclose(output, linear()(X), atol=2e-2)
 
 
 @pytest.mark.skipif(find_spec("tensorrt") is not None, reason="engines would run, on CUDA")
