@@ -20,7 +20,7 @@ class EagerEngineConfig(EngineConfig):
 
 
 class EagerEngine(Engine):
-    """Takes every node and runs it with PyTorch, operation by operation."""
+    """Takes every node and runs it with PyTorch, operation by operation, without gradients."""
 
     config_class = EagerEngineConfig
 
@@ -41,7 +41,8 @@ class EagerEngine(Engine):
         self._module = module
 
     def _infer(self, *args: object, **kwargs: object) -> object:
-        return self._module(*args, **kwargs)
+        with torch.no_grad():
+            return self._module(*args, **kwargs)
 
     def _activate(self) -> None:
         self._module = put_on(self._module, self._device or torch.device("cpu"))

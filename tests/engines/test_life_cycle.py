@@ -1,6 +1,7 @@
 """Every engine in every state: what may be called, and what is said where something may not."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
@@ -116,6 +117,7 @@ def test_every_way_to_run_gives_the_same_values(made: tuple[Engine, Maker]) -> N
     assert isinstance(first, Tensor)
     for again in (rested, loaded.infer(X), deployed.infer(X)):
         assert isinstance(again, Tensor)
+        assert not again.requires_grad
         assert torch.equal(again, first)
     with torch.no_grad():
         assert torch.allclose(first, linear()(X), atol=2e-2)
@@ -127,6 +129,16 @@ def test_a_state_of_another_class_is_refused(made: tuple[Engine, Maker]) -> None
 
     with pytest.raises(ValueError, match="cannot load the state of a OtherEngine"):
         type(made[0]).from_dict(linear(), state)
+
+
+def test_a_module_that_is_needed_and_not_given_is_asked_for(made: tuple[Engine, Maker]) -> None:
+    state = in_state(made, EngineState.ACTIVE).to_dict()
+    asks = pytest.raises(ValueError, match=r"give (it|the module) to from_dict\(\)")
+
+    with asks if made[0].needs_module else nullcontext():
+        loaded = type(made[0]).from_dict(None, state)
+        loaded.deploy()
+        assert isinstance(loaded.infer(X), Tensor)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="engines would move")
