@@ -1,7 +1,7 @@
 """Measures every engine of this machine on the same graphs, and the choice between them.
 
     python -m benchmarks.engines [--only "resnet batch 1, int8"] [--again] [--minutes 30]
-                                 [--seconds 20] [--output FILE]
+                                 [--seconds 10] [--output FILE]
 
 All candidates of a case run in one process, in rotating blocks of up to 20 calls. Each case is
 merged into the JSON file when it is done, with the machine it was measured on: a run that was
@@ -17,13 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 
 from benchmarks.engine_cases import ENGINES, TORCHAO, EngineCase, cases
-from embedl_deploy.cli.baselines import eager, first_tensor, on_inputs
+from benchmarks.engine_reference import Reference
+from embedl_deploy.cli.baselines import eager, on_inputs
 from embedl_deploy.cli.console import Screen, quiet_libraries
 from embedl_deploy.cli.model_sources import LoadedModel, load_model
 from embedl_deploy.cli.options import DEFAULT_BACKEND, quant_config
@@ -31,7 +31,6 @@ from embedl_deploy.deployment import lower
 from embedl_deploy.engines import EngineConfig, InductorEngineConfig
 from embedl_deploy.errors import EmbedlDeployError
 from embedl_deploy.files import write_aside
-from embedl_deploy.graph.distance import relative_error
 from embedl_deploy.lowering import EngineChoice, LoweredModule
 from embedl_deploy.quantize import quantize
 from embedl_deploy.report.tables import timings_table
@@ -46,7 +45,6 @@ TOLERANCE = 0.3
 EAGER = "eager fp32"
 CHOSEN = 'choose="measure"'
 CALIBRATION_ROWS = 16
-TEST_INPUTS = 4
 ROUNDS = 4
 """The fewest rounds of blocks; their order rotates."""
 
@@ -88,7 +86,7 @@ def _ran(case: EngineCase, seconds: float, screen: Screen) -> dict[str, JsonValu
     """Returns a case's result, or what stopped it: the other cases go on."""
     try:
         return run_case(case, seconds, screen)
-    except (EmbedlDeployError, RuntimeError) as error:
+    except (EmbedlDeployError, RuntimeError, ValueError, AssertionError, OSError) as error:
         Console().print(f"{case.name} failed: {error}")
         return {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
 
@@ -126,16 +124,17 @@ def run_case(case: EngineCase, seconds: float, screen: Screen) -> dict[str, Json
             runners, block=block, min_rounds=ROUNDS, max_rounds=12, budget_s=seconds
         )
     screen.show(timings_table(timings, EAGER, case.name))
+    reference = Reference.of(loaded, case.batch)
     return {
         "machine": machine_info(),
         "seconds_of_measuring": seconds,
         "calls_per_block": block,
         "engines": {
-            name: facts(loaded, timings, name, call)
+            name: facts(reference, timings, name, call)
             for name, call in {EAGER: calls[EAGER], **built}.items()
         },
         "not run": failures,
-        CHOSEN: {**facts(loaded, timings, CHOSEN, chosen), **verdict(case, timings, chosen)},
+        CHOSEN: {**facts(reference, timings, CHOSEN, chosen), **verdict(case, timings, chosen)},
     }
 
 
@@ -211,7 +210,7 @@ def built_by(
 
 
 def facts(
-    loaded: LoadedModel,
+    reference: Reference,
     timings: Mapping[str, Timing],
     name: str,
     call: Callable[..., object],
@@ -220,7 +219,7 @@ def facts(
     found: dict[str, JsonValue] = {
         "times_faster_than_eager": timings[EAGER].median_ms / timings[name].median_ms,
         "latency": timings[name].as_json(),
-        "relative_error": mean_error(loaded, call),
+        "relative_error": reference.error(call),
     }
     if isinstance(call, LoweredModule):
         parts = call.report.subgraphs
@@ -267,24 +266,12 @@ def verdict(
     }
 
 
-def mean_error(loaded: LoadedModel, call: Callable[..., object]) -> float:
-    """Returns the mean relative error against fp32 over test inputs."""
-    errors: list[float] = []
-    model: nn.Module = loaded.model
-    with torch.no_grad():
-        for args, kwargs in loaded.random_inputs(TEST_INPUTS, seed=2):
-            reference = first_tensor(model(*args, **kwargs))
-            found = first_tensor(call(*args, **kwargs)).to(reference.dtype)
-            errors.append(relative_error(found, reference))
-    return sum(errors) / len(errors)
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="words of a case's name")
     parser.add_argument("--again", action="store_true", help="also cases that the file holds")
     parser.add_argument("--minutes", type=float, default=30.0, help="after which no case starts")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of measuring per case")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of measuring per case")
     parser.add_argument("--output", type=Path, default=RESULTS / "engines.json")
     return parser.parse_args()
 

@@ -136,6 +136,17 @@ def test_a_module_can_be_pinned_to_an_engine(block: Block) -> None:
     assert lowered.report.engines == {"subgraph_0": "pinned", "subgraph_1": "rest"}
 
 
+def test_a_pin_that_pins_nothing_is_named(block: Block) -> None:
+    engines: Engines = {"encoder.*": "eager", "decoder.*": "eager", "*": "eager"}
+
+    plan = plan_lowering(block, (X,), engines=engines)
+    lowered = lower(block, (X,), engines=engines)
+
+    (note,) = (line for line in plan.recommendations if "pins" in line)
+    assert note.startswith("engines pins 'decoder.*', and no operation was made under such a path")
+    assert note in lowered.report.recommendations
+
+
 def test_equal_engines_are_one_and_different_ones_have_labels_of_their_own(block: Block) -> None:
     first, same = engine("one", takes=["linear"]), engine("one", takes=["linear"])
     other = engine("one", takes=["relu", "sin", "add"])
@@ -300,10 +311,11 @@ def test_the_model_stays_as_it_was(block: Block) -> None:
         ({"tolerance": float("nan")}, "tolerance must be 0 or more, or None, got nan"),
         ({"time_budget_s": -1.0}, "time_budget_s must be 0 or more"),
         ({"min_nodes": 0}, "min_nodes must be 1 or more, got 0"),
+        ({"builds": "two"}, "builds must be 1 or more, or an executor, got 'two'"),
     ],
 )
 def test_settings_out_of_range_are_refused(
-    block: Block, setting: dict[str, float], because: str
+    block: Block, setting: dict[str, object], because: str
 ) -> None:
     with pytest.raises(ValueError, match=because):
         lower(block, (X,), engines="eager", **setting)  # type: ignore[arg-type]

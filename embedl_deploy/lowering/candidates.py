@@ -23,6 +23,8 @@ class Candidates:
 
     takers: Mapping[Node, Sequence[str]]
     refusals: tuple[NodeRefusal, ...]
+    idle_pins: tuple[str, ...] = ()
+    """Patterns of module paths that no node was made under."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +89,23 @@ def candidates_of(
     }
     takers: dict[Node, Sequence[str]] = {}
     refusals: list[NodeRefusal] = []
+    used: set[str] = set()
     for node in graph_module.graph.nodes:
         if not is_step(node):
             continue
-        asked = _pinned_to(node, pinned) if pinned else None
+        pattern = _pattern_of(node, pinned) if pinned else None
+        if pattern is not None:
+            used.add(pattern)
         taken: list[str] = []
-        for name in order if asked is None else [asked]:
+        for name in order if pattern is None else [pinned[pattern]]:
             refusal = prototypes[name].supports(node)
             if refusal is None:
                 taken.append(name)
             else:
                 refusals.append(_node_refusal(name, node, refusal.reason))
         takers[node] = taken
-    return Candidates(prototypes, takers, tuple(refusals))
+    idle = tuple(pattern for pattern in pinned if pattern not in used)
+    return Candidates(prototypes, takers, tuple(refusals), idle)
 
 
 def _labelled(engine: Engine, prototypes: dict[str, Engine]) -> str:
@@ -115,11 +121,11 @@ def _labelled(engine: Engine, prototypes: dict[str, Engine]) -> str:
     return label
 
 
-def _pinned_to(node: Node, pinned: Mapping[str, str]) -> str | None:
+def _pattern_of(node: Node, pinned: Mapping[str, str]) -> str | None:
     path = module_path(node)
-    for pattern, name in pinned.items():
+    for pattern in pinned:
         if fnmatchcase(path, pattern) or path == pattern.removesuffix(".*"):
-            return name
+            return pattern
     return None
 
 

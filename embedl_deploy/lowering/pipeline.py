@@ -86,6 +86,7 @@ def plan_graph(request: LoweringRequest) -> LoweringPlan:
         cut_graph.partition.eager_nodes,
         cut_graph.candidates.refusals,
         hopeless(cut_graph.partition, cut_graph.candidates),
+        cut_graph.candidates.idle_pins,
     )
 
 
@@ -210,7 +211,12 @@ def _labels(cut_graph: _Cut, piece: Piece) -> list[str]:
 def _module(cut_graph: _Cut, parts: InParts, request: LoweringRequest) -> LoweredModule:
     cuts, built = parts.partition, parts.built
     slots = {one.piece.subgraph.name: one.slot for one in built if one.slot is not None}
-    plan = plan_of([one.report for one in built], cuts.eager_nodes, cut_graph.candidates.refusals)
+    plan = plan_of(
+        [one.report for one in built],
+        cuts.eager_nodes,
+        cut_graph.candidates.refusals,
+        idle_pins=cut_graph.candidates.idle_pins,
+    )
     report = LoweringReport(
         plan.subgraphs,
         plan.eager_nodes,

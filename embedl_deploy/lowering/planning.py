@@ -37,6 +37,7 @@ def plan_of(
     eager_nodes: Sequence[Node],
     refusals: Sequence[NodeRefusal],
     simulated: Sequence[Node] = (),
+    idle_pins: Sequence[str] = (),
 ) -> LoweringPlan:
     """Returns the plan, with what its author should look at.
 
@@ -45,6 +46,7 @@ def plan_of(
         eager_nodes: What nobody takes.
         refusals: What the engines said.
         simulated: What would quantize or dequantize in float arithmetic.
+        idle_pins: Patterns of ``engines`` that pinned nothing.
     """
     return LoweringPlan(
         subgraphs=tuple(subgraphs),
@@ -52,8 +54,16 @@ def plan_of(
         refusals=tuple(refusals),
         recommendations=(
             *_on_simulated(simulated),
+            *map(_on_idle_pin, idle_pins),
             *_recommendations(subgraphs, eager_nodes, refusals),
         ),
+    )
+
+
+def _on_idle_pin(pattern: str) -> str:
+    return (
+        f"engines pins {pattern!r}, and no operation was made under such a path (or an earlier "
+        "pattern took it): patterns are compared with module paths such as 'encoder.layer.0'"
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from embedl_deploy.lowering.signature import SymbolRange
 
@@ -44,8 +44,9 @@ class BuildSettings:
     """When the time budget is spent, by ``time.perf_counter``."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.builds, int) and self.builds < 1:
-            raise ValueError(f"builds must be 1 or more, or an executor, got {self.builds}")
+        builds = cast("object", self.builds)
+        if not isinstance(builds, Executor) and not (isinstance(builds, int) and builds >= 1):
+            raise ValueError(f"builds must be 1 or more, or an executor, got {builds!r}")
         if self.choose not in get_args(Choose):
             raise ValueError(f"choose must be 'first' or 'measure', got {self.choose!r}")
         for name in ("tolerance", "time_budget_s"):
