@@ -120,7 +120,7 @@ class Engine(ABC):
             module: What to build; it is not changed.
             graph_spec: What is declared about its inputs, None for nothing.
             data: Samples of its inputs, each run at most once.
-            device: Where it will run; the device of the first tensor in ``data`` if None.
+            device: Where it will run; that of the tensors in ``data`` if None.
             cache_dir: Where the engine may keep files.
 
         Raises:
@@ -290,7 +290,7 @@ class Engine(ABC):
 def _device_of(data: Sequence[Sample]) -> torch.device:
     from torch.utils._pytree import tree_leaves
 
-    for leaf in tree_leaves(list(data[:1])):
-        if isinstance(leaf, torch.Tensor):
-            return leaf.device
-    return torch.device("cpu")
+    leaves = tree_leaves(list(data[:1]))
+    devices = [leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    # A single number may lie on the CPU beside the rest.
+    return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))

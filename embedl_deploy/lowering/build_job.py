@@ -1,7 +1,7 @@
 """A build as files and plain values, so that any process may run it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -102,11 +102,17 @@ def _build(job: BuildJob) -> None:
     saved = cast("list[Json]", manifest.get("examples"))
     examples: Sample = tuple(_example(value, tensors.get(str(i))) for i, value in enumerate(saved))
     spec = spec_from(_inputs(manifest.get("inputs")), _symbols(manifest.get("symbols")))
-    device = next((v.device for v in examples if isinstance(v, Tensor)), torch.device("cpu"))
+    device = device_of((*examples, *module.parameters()))
     engine = job.engine_class(job.engine_class.config_class.from_dict(job.config))
     engine.build(module, spec, [examples], device, job.cache_dir)
     write_engine(engine, job.target)
     engine.deactivate()
+
+
+def device_of(values: Iterable[object]) -> torch.device:
+    """Returns the device of the tensors: a single number may lie on the CPU beside the rest."""
+    devices = [value.device for value in values if isinstance(value, Tensor)]
+    return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
 
 
 def _example_to_json(value: object) -> Json:

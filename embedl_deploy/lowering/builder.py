@@ -10,13 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from embedl_deploy.engines.engine import Engine
 from embedl_deploy.engines.scratch import run_folder
 from embedl_deploy.errors import CheckpointError, OutputPathError
 from embedl_deploy.lowering.build_errors import BUILD_ERRORS, PASSING_ERRORS, error_text
-from embedl_deploy.lowering.build_job import BuildJob, BuildOutcome, run_build, write_source
+from embedl_deploy.lowering.build_job import (
+    BuildJob,
+    BuildOutcome,
+    device_of,
+    run_build,
+    write_source,
+)
 from embedl_deploy.lowering.engine_archive import read_engine, write_engine
 from embedl_deploy.lowering.engine_store import EngineStore
 from embedl_deploy.lowering.environment import resident_bytes
@@ -186,7 +191,8 @@ class Builder:
             spec = spec_of(work.piece, self.settings.symbols)
             examples = work.examples
             folder = self.settings.cache_dir if engine.shares_cache else None
-            engine.build(work.piece.module, spec, [examples], device_of(examples), folder)
+            device = device_of((*examples, *work.piece.module.parameters()))
+            engine.build(work.piece.module, spec, [examples], device, folder)
             self._keep(key, engine)
             resident = self._resident(engine)
         except BUILD_ERRORS as error:
@@ -238,14 +244,6 @@ class Builder:
             pool = ProcessPoolExecutor(builds, mp_context=spawn)
             self._executor = self._cleanup.enter_context(pool)
         return self._executor
-
-
-def device_of(values: Sequence[object]) -> torch.device:
-    """Returns the device of the first tensor, the CPU if there is none."""
-    for value in values:
-        if isinstance(value, Tensor):
-            return value.device
-    return torch.device("cpu")
 
 
 def _grown(before: int | None, after: int | None) -> int | None:

@@ -19,6 +19,7 @@ from embedl_deploy.engines.recording import RecordingConfig, RecordingEngine
 from embedl_deploy.engines.scratch import run_folder
 from embedl_deploy.errors import LoweringError
 from embedl_deploy.lowering import LoweredModule
+from embedl_deploy.lowering.build_job import device_of
 from embedl_deploy.quantize import quantize
 
 P = ParamSpec("P")
@@ -386,3 +387,10 @@ def test_eager_is_no_candidate_for_quantized_parts() -> None:
 
     with pytest.raises(LoweringError, match="eager failed to build subgraph_0: it would run"):
         lower(quantized, (X,), None, ["eager", recording("broken", build_error="no")], "measure")
+
+
+def test_a_number_on_the_processor_does_not_say_where_the_rest_lies() -> None:
+    number, rest = torch.ones(()), torch.ones(2, device="meta")
+
+    assert device_of((number, 3, rest)) == torch.device("meta")
+    assert device_of((number, "text")) == device_of(()) == torch.device("cpu")
