@@ -13,12 +13,12 @@ from torch.fx import GraphModule, Node
 from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import module_at, module_of, parts_of
 from embedl_deploy.graph.record import record_of
-from embedl_deploy.rewriting.finding import found_at
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.pattern import Pattern, instances
 from embedl_deploy.rewriting.records import PassRecord, SiteRecord, site_record
 from embedl_deploy.rewriting.refusal import Refusal
 from embedl_deploy.rewriting.rewriter import apply_match
+from embedl_deploy.rewriting.search_guard import found_again, watching
 from embedl_deploy.rewriting.verify import Check
 from embedl_deploy.rewriting.workspace import Workspace, named_modules
 from embedl_deploy.tracing.quiet import quiet_torch
@@ -157,17 +157,17 @@ class _Run:
 
     def _collect(self) -> list[_Entry]:
         queue: list[_Entry] = []
-        for position, rule in enumerate(self.rules):
-            for root in self.workspace.index.candidates(rule.anchors()):
-                match = self._match(rule, root)
-                if match is not None:
-                    queue.append((-len(match.nodes), root, position, match))
+        with watching(self.graph_module, self.rules, whole=self.verify is not None) as search:
+            for position, rule in enumerate(self.rules):
+                for root, found in search(rule, self.workspace.index.candidates(rule.anchors())):
+                    match = self._settled(found)
+                    if match is not None:
+                        queue.append((-len(match.nodes), root, position, match))
         heapify(queue)
         return queue
 
-    def _match(self, rule: Pattern, root: Node) -> PatternMatch | None:
+    def _settled(self, found: PatternMatch | None) -> PatternMatch | None:
         """Returns a match that may be applied; one that was refused is recorded."""
-        found = found_at(rule, root, self.graph_module)
         if found is None:
             return None
         found.stage, found.scope = self.stage, self.scope
@@ -183,7 +183,7 @@ class _Run:
         touched = [node for node in match.nodes if self.changes.get(node, (0, ""))[0] > since]
         if not touched and not match.root._erased:
             return match
-        again = None if match.root._erased else self._match(match.pattern, match.root)
+        again = None if match.root._erased else self._settled(found_again(match, self.graph_module))
         if again is None:
             gone = [node for node in (*match.nodes, match.root) if node._erased]
             node = next(iter((*gone, *touched)), match.root)

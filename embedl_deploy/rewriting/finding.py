@@ -22,6 +22,13 @@ def found_at(rule: Pattern, root: Node, graph_module: GraphModule) -> PatternMat
         return None
     if not isinstance(found, Refusal):  # pyright: ignore[reportUnnecessaryIsInstance]  # the user's
         found = Refusal(f"match() must return a match, a refusal or None, got {found!r}", root)
-    declined = PatternMatch(rule, graph_module, root, (root,), {})
-    declined.refusal = found
-    return declined
+    return declined(rule, root, graph_module, found)
+
+
+def declined(
+    rule: Pattern, root: Node, graph_module: GraphModule, refusal: Refusal
+) -> PatternMatch:
+    """Returns a match of ``root`` alone that carries why it is left alone."""
+    match = PatternMatch(rule, graph_module, root, (root,), {})
+    match.refusal = refusal
+    return match

@@ -34,8 +34,8 @@ class MatchGuard:
         self.match = match
         self.step = step
         guarded = always or not is_trusted(match.pattern)
-        self.tensors = TensorGuard(match) if guarded else None
-        self.nodes = tuple(_kept(match)) if guarded else ()
+        self.tensors = TensorGuard((*match.nodes, *match.inputs)) if guarded else None
+        self.nodes = tuple(map(keep, around(match))) if guarded else ()
 
     def objection(self) -> Refusal | None:
         """Returns a refusal if anything was changed; it is as it was then.
@@ -81,7 +81,7 @@ def erased_by_hand(match: PatternMatch, step: str) -> PatternError:
     )
 
 
-class _KeptNode(NamedTuple):
+class KeptNode(NamedTuple):
     """A node and what it ran; whatever sets arguments puts a new tuple there."""
 
     node: Node
@@ -100,8 +100,12 @@ class _KeptNode(NamedTuple):
         self.node.kwargs = self.kwargs
 
 
-def _kept(match: PatternMatch) -> Iterator[_KeptNode]:
+def keep(node: Node) -> KeptNode:
+    """Returns a node with what it runs now."""
+    return KeptNode(node, node.target, node.args, node.kwargs)
+
+
+def around(match: PatternMatch) -> Iterator[Node]:
     """Yields the nodes of a match, those that it reads, and those that read it."""
     readers = (reader for node in match.nodes for reader in node.users)
-    for node in dict.fromkeys((*match.nodes, *match.inputs, *readers)):
-        yield _KeptNode(node, node.target, node.args, node.kwargs)
+    yield from dict.fromkeys((*match.nodes, *match.inputs, *readers))

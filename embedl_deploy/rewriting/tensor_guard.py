@@ -1,42 +1,52 @@
 # pyright: reportPrivateUsage=false
 # torch keeps the tables of a module private; its own generators take several times as long.
-"""Notices when building a replacement changes the model's own layers or parameters."""
+"""Notices when a rule's own code changes the model's own layers or parameters."""
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from operator import is_
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._C import _autograd
+from torch.fx import Node
 
-from embedl_deploy.graph.nodes import module_of, parts_of
-from embedl_deploy.rewriting.match import PatternMatch
+from embedl_deploy.graph.evaluate import attribute_of
+from embedl_deploy.graph.nodes import graph_module_of, module_of, parts_of
 
 T = TypeVar("T")
 
 _GONE = object()
 
+_SAMPLED = 4
+"""How many elements per dimension are kept of a tensor that is not copied whole."""
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class TensorGuard:
-    """The layers of a match and their parameters, as they are before it is rewritten.
+    """The layers that nodes call and the tensors in reach, as they are before a rule's code runs.
 
     They are the user's own: the rewritten graph shares them with the model it came from.
+
+    Args:
+        nodes: The nodes that call the layers, and those that read parameters.
+        whole: Whether to copy each tensor, so that a change can be taken back. Else a change is
+            seen by the tensor's version and by a few of its elements.
     """
 
-    def __init__(self, match: PatternMatch) -> None:
-        self.layers = [_KeptLayer(path, layer) for path, layer in _layers_of(match)]
-        self.tensors = [
-            _Kept(f"{kept.path}.{name}", tensor)
-            for kept in self.layers
-            for name, tensor in kept.tensors()
-        ]
+    def __init__(self, nodes: Iterable[Node], *, whole: bool = True) -> None:
+        layers, tensors = _in_reach(nodes)
+        self.layers = [_KeptLayer(path, layer) for path, layer in layers]
+        self.tensors = [_Kept(name, tensor, whole=whole) for name, tensor in tensors]
+        self.lost: tuple[str, ...] = ()
+        """What was changed and could not be put back."""
 
     def changed(self) -> tuple[str, ...]:
-        """Returns what of the layers and tensors was changed; all is as it was then."""
+        """Returns what of the layers and tensors was changed; what can be is as it was then."""
         rebound = [name for kept in self.layers for name in kept.restore()]
         changed = [kept for kept in self.tensors if kept.is_changed()]
-        for kept in changed:
-            kept.restore()
+        self.lost = tuple(kept.name for kept in changed if not kept.restore())
         return tuple(dict.fromkeys((*rebound, *(kept.name for kept in changed))))
 
 
@@ -50,12 +60,6 @@ class _KeptLayer:
         self.buffers = dict(layer._buffers)
         self.inner = dict(layer._modules)
         self.settings = dict(layer.__dict__)
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for table in (self.parameters, self.buffers):
-            for name, tensor in table.items():
-                if tensor is not None:
-                    yield name, tensor
 
     def restore(self) -> list[str]:
         """Puts back what was set anew; returns the names of it."""
@@ -72,20 +76,47 @@ class _KeptLayer:
 class _Kept:
     """A tensor and how it was."""
 
-    def __init__(self, name: str, tensor: Tensor) -> None:
+    def __init__(self, name: str, tensor: Tensor, *, whole: bool) -> None:
         self.name = name
         self.tensor = tensor
-        self.copy = tensor.detach().clone()
+        self.whole = whole
+        self.version = _version(tensor)
+        self.copy = self._part().clone()
 
     def is_changed(self) -> bool:
-        # Its version would not tell: an edit through `.data` leaves that as it was.
-        if torch.equal(self.tensor, self.copy):
-            return False
-        return not torch.equal(self.tensor.nan_to_num(), self.copy.nan_to_num())
+        # Its version alone would not tell: an edit through `.data` leaves that as it was.
+        if not self.whole and _version(self.tensor) != self.version:
+            return True
+        return not _is_same(self._part(), self.copy)
 
-    def restore(self) -> None:
-        with torch.no_grad():
-            self.tensor.copy_(self.copy)
+    def restore(self) -> bool:
+        """Puts the values back; tells whether it could."""
+        if self.whole:
+            with torch.no_grad():
+                self.tensor.copy_(self.copy)
+            if not self.tensor.is_inference():
+                _autograd._unsafe_set_version_counter((self.tensor,), (self.version,))
+        return self.whole
+
+    def _part(self) -> Tensor:
+        tensor = self.tensor.detach()
+        if self.whole or tensor.layout is not torch.strided:
+            return tensor
+        return tensor[tuple(slice(None, None, max(1, size // _SAMPLED)) for size in tensor.shape)]
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _is_same(first: Tensor, second: Tensor) -> bool:
+    """Tells whether two tensors of one kind hold the same bits; NaN is as good as any."""
+    if first.is_meta or first.layout is not torch.strided:
+        return True
+    bits = _BITS.get(first.element_size())
+    if bits is None or first.is_quantized:
+        return torch.equal(first, second)
+    return first.shape == second.shape and torch.equal(first.view(bits), second.view(bits))
 
 
 def _put_back(table: MutableMapping[str, T], before: Mapping[str, T]) -> list[str]:
@@ -99,11 +130,36 @@ def _put_back(table: MutableMapping[str, T], before: Mapping[str, T]) -> list[st
     return differing
 
 
-def _layers_of(match: PatternMatch) -> Iterator[tuple[str, nn.Module]]:
-    for node in match.nodes:
-        module = module_of(node)
-        for part in (*parts_of(module), module) if module is not None else ():
-            yield from _with_inner(part, str(node.target))
+def _in_reach(
+    nodes: Iterable[Node],
+) -> tuple[list[tuple[str, nn.Module]], list[tuple[str, Tensor]]]:
+    """Returns the layers that nodes call and the tensors of these or read by them, each once."""
+    layers: dict[int, tuple[str, nn.Module]] = {}
+    tensors: dict[int, tuple[str, Tensor]] = {}
+    for node in nodes:
+        for path, layer in _layers_of(node):
+            layers.setdefault(id(layer), (path, layer))
+        held = _attribute(node)
+        if held is not None:
+            tensors.setdefault(id(held), (str(node.target), held))
+    for path, layer in layers.values():
+        for name, tensor in (*layer._parameters.items(), *layer._buffers.items()):
+            if tensor is not None:
+                tensors.setdefault(id(tensor), (f"{path}.{name}", tensor))
+    return list(layers.values()), list(tensors.values())
+
+
+def _attribute(node: Node) -> Tensor | None:
+    if node.op != "get_attr":
+        return None
+    held = attribute_of(graph_module_of(node), str(node.target))
+    return held if isinstance(held, Tensor) else None
+
+
+def _layers_of(node: Node) -> Iterator[tuple[str, nn.Module]]:
+    module = module_of(node)
+    for part in (*parts_of(module), module) if module is not None else ():
+        yield from _with_inner(part, str(node.target))
 
 
 def _with_inner(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
