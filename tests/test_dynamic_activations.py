@@ -1,6 +1,6 @@
 """Activations whose scale is computed at run time, from the configuration to the engines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,9 +29,12 @@ from embedl_deploy.quantize import (
     Precision,
     QuantConfig,
     TensorQuantConfig,
+    calibrate,
     calibration_state,
     check_qdq,
     convert,
+    insert_qdq,
+    load_calibration_state,
     load_config,
     prepare_qat,
     quantization_report,
@@ -40,6 +43,7 @@ from embedl_deploy.quantize import (
 )
 from embedl_deploy.rewriting import PassRecord
 from embedl_deploy.rewriting.backend import Backend
+from embedl_deploy.transformation import transform
 
 GENERATOR = torch.Generator().manual_seed(0)
 ROWS = (torch.randn(4, 12, 32, generator=GENERATOR) + 0.2) * torch.logspace(-2, 1, 12)[:, None]
@@ -184,6 +188,56 @@ def test_with_data_layers_are_smoothed_and_biases_corrected() -> None:
     assert errors[0] < 0.7 * errors[1]
 
 
+class Reshaped(nn.Module):
+    """Two linear layers that read one tensor, cut into tokens of other lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.short = nn.Linear(16, 8)
+        self.long = nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.long(x), self.short(x.reshape(4, 24, 16))
+
+
+def test_a_reshape_does_not_join_two_scales() -> None:
+    model = Reshaped().eval()
+
+    graph = quantize(model, (ROWS,), config(PER_TOKEN), backend=TORCHAO)
+
+    assert [type(one).__name__ for one in graph.modules()].count("DynamicStub") == 2
+    with torch.no_grad():
+        tokens = ROWS.reshape(4, 24, 16)
+        alone = quantize(model.short, (tokens,), config(PER_TOKEN), backend=TORCHAO)
+        assert_agrees(graph(ROWS)[1:], [alone(tokens)])
+        assert_agrees(convert(graph)(ROWS), graph(ROWS))
+
+
+def test_an_interrupted_calibration_goes_on() -> None:
+    inserted = [
+        insert_qdq(
+            transform(net(), (ROWS,), backend=TORCHAO).model,
+            config=config(PER_TOKEN),
+            backend=TORCHAO,
+        )
+        for _ in range(3)
+    ]
+
+    def interrupted() -> Iterator[Tensor]:
+        yield ROWS
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(inserted[0], interrupted())
+    load_calibration_state(inserted[1], calibration_state(inserted[0]))
+    calibrate(inserted[1], [OTHER])
+
+    calibrate(inserted[2], [ROWS, OTHER])
+    with torch.no_grad():
+        assert_agrees(inserted[1](ROWS), inserted[2](ROWS))
+        assert not torch.equal(inserted[0](ROWS)[0], inserted[2](ROWS)[0])
+
+
 def test_a_convolution_stays_in_float_and_is_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4)).eval()
     image = torch.randn(2, 3, 4, 4)
@@ -283,6 +337,15 @@ def test_four_bit_weights_in_groups_go_with_tokens() -> None:
         assert_agrees(convert(graph)(ROWS), graph(ROWS))
     layers = quantization_report(graph, [ROWS]).layers
     assert [one.precision for one in layers] == ["int8 × int4"] * 3
+
+
+@pytest.mark.parametrize("dynamic", list(Dynamic))
+def test_the_check_sees_them_before_and_after_conversion(dynamic: Dynamic) -> None:
+    rounded = without_data(dynamic=dynamic)
+
+    for graph in (rounded, convert(rounded)):
+        findings = check_qdq(graph, INDUCTOR)
+        assert [one.code for one in findings] == ["QDQ004"] * 3, "its codes are unsigned"
 
 
 def test_it_is_trained_and_converted() -> None:
