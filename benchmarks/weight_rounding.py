@@ -82,6 +82,7 @@ def measure(subject: Subject, weight: TensorQuantConfig) -> Row:
             outputs = torch.cat([first_tensor(quantized(*inputs)) for inputs in test])
             row[f"{rounding.value}, noise"] = score(outputs, reference).noise
     row["noise left"] = row["gptq, noise"] / row["nearest, noise"]
+    row["noise left by adaround"] = row["adaround, noise"] / row["nearest, noise"]
     return row
 
 

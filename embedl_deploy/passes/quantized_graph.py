@@ -79,7 +79,12 @@ def quantized_graph(
         )
         records = (inserted, *calibrated)
     if rounds and forward_loop is not None:
-        rounded = round_weights(graph, forward_loop, corrects_biases=config.bias_correction)
+        rounded = round_weights(
+            graph,
+            forward_loop,
+            corrects_biases=config.bias_correction,
+            rounding=config.weight_rounding,
+        )
         records = (*records, *rounded)
     if freeze_weights:
         fix_weight_scales(graph)

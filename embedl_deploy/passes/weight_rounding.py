@@ -1,8 +1,10 @@
 """Rounds the weights of a calibrated graph by what that does to the outputs of their layers."""
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +21,32 @@ from embedl_deploy.passes.layer_inputs import (
     weight_rows,
 )
 from embedl_deploy.passes.processes import exchanging
+from embedl_deploy.quantization.adaptive_rounding import adaptive_codes
+from embedl_deploy.quantization.grid import QuantGrid
 from embedl_deploy.quantization.groups import scale_of_each
+from embedl_deploy.quantization.precision import WeightRounding
 from embedl_deploy.quantization.rounded_weight import RoundedWeight
 from embedl_deploy.quantization.weight_rounding import compensated_codes, output_error
 from embedl_deploy.quantization.weights import WeightFakeQuantize
 from embedl_deploy.rewriting import PassRecord
+
+Choice: TypeAlias = Callable[[Tensor, Tensor, QuantGrid, Tensor], Tensor]
+"""Codes of weights, from the weights, their scales, the codes there are, and the moments."""
+
+_CHOICES: Mapping[WeightRounding, Choice] = MappingProxyType(
+    {WeightRounding.GPTQ: compensated_codes, WeightRounding.ADAROUND: adaptive_codes}
+)
 
 _MOST_BYTES = 2**30
 """Of moments kept at a time; layers beyond it wait for another pass over the data."""
 
 
 def round_weights(
-    model: nn.Module, forward_loop: ForwardLoop, *, corrects_biases: bool = True
+    model: nn.Module,
+    forward_loop: ForwardLoop,
+    *,
+    corrects_biases: bool = True,
+    rounding: WeightRounding = WeightRounding.GPTQ,
 ) -> tuple[PassRecord, ...]:
     """Chooses the codes of every quantized weight together, with its scale as it is.
 
@@ -41,11 +57,13 @@ def round_weights(
         model: What ``calibrate`` returned; changed in place.
         forward_loop: Gone through once for every GiB of moments, in² values per layer.
         corrects_biases: Whether the bias corrections are computed for the new codes.
+        rounding: How the codes are chosen.
 
     Raises:
         CalibrationError: The loop never ran the model.
+        ValueError: ``rounding`` is ``NEAREST``, which chooses nothing.
     """
-    began = time.perf_counter()
+    began, choose = time.perf_counter(), _choice(rounding)
     layers, notes = _roundable(model)
     for layer in layers:
         layer.bias_correction = None  # it belongs to the codes of before
@@ -60,7 +78,7 @@ def round_weights(
         for layer, moment in zip(some, moments, strict=True):
             gram = moment.gram(centred=corrects_biases)
             if gram is not None:
-                ratios.append(_round(layer, gram))
+                ratios.append(_round(layer, gram, choose))
     if ratios:
         left = f"{sum(ratios) / len(ratios):.0%} of the squared error of the nearest codes left"
         notes = [f"{len(ratios)} weights rounded, {left} on average", *notes]
@@ -72,6 +90,15 @@ def round_weights(
     correction = correct_biases(means)
     forget_inputs(means)
     return record, correction
+
+
+def _choice(rounding: WeightRounding) -> Choice:
+    if rounding not in _CHOICES:
+        raise ValueError(
+            f"rounding must be one of {', '.join(one.name for one in _CHOICES)}, got "
+            f"{rounding.name}: calibrated weights are at their nearest codes already"
+        )
+    return _CHOICES[rounding]
 
 
 def _roundable(model: nn.Module) -> tuple[list[WeightedFused], list[str]]:
@@ -134,7 +161,7 @@ def _adding_to(moments: InputMoments) -> Callable[[nn.Module, tuple[Tensor, ...]
     return add
 
 
-def _round(layer: WeightedFused, gram: Tensor) -> float:
+def _round(layer: WeightedFused, gram: Tensor, choose: Choice) -> float:
     """Gives ``layer`` its codes; returns the share of the nearest ones' squared error left."""
     nearest = layer.weight_fake_quant
     assert isinstance(nearest, WeightFakeQuantize)
@@ -146,7 +173,7 @@ def _round(layer: WeightedFused, gram: Tensor) -> float:
             nearest.freeze(weight)
         rows = weight_rows(layer, weight)
         scale = _row_scales(layer, nearest, weight)
-        codes = compensated_codes(rows, scale, nearest.grid, gram)
+        codes = choose(rows, scale, nearest.grid, gram)
         before = weight_rows(layer, nearest.codes_of(weight)[0])
         lost = [float(output_error(rows, scale, one, gram).sum()) for one in (codes, before)]
         quantizer = RoundedWeight(nearest, weight, as_weight(layer, codes, weight.shape))

@@ -148,7 +148,7 @@ class QuantConfig:
     own; lowers the squared error of small convolutional nets by a tenth to a third."""
 
     weight_rounding: WeightRounding = WeightRounding.NEAREST
-    """GPTQ needs calibration data, also where activations stay in float."""
+    """GPTQ and ADAROUND need calibration data, also where activations stay in float."""
 
     equalise: bool = False
     """Balances the weights of neighbouring layers across relus first, exact in float. Of use where

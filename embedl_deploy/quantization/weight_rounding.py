@@ -48,7 +48,7 @@ def compensated_codes(weight: Tensor, scale: Tensor, grid: QuantGrid, gram: Tens
     sorted_scale = scale.expand_as(weight).gather(2, by_column)
     codes = _in_order(weight.gather(2, by_column), sorted_scale, grid, _inverse_factor(sorted_gram))
     compensated = torch.empty_like(weight).scatter_(2, by_column, codes)
-    nearest = _nearest(weight, scale, grid)
+    nearest = nearest_codes(weight, scale, grid)
     is_better = output_error(weight, scale, compensated, gram) < output_error(
         weight, scale, nearest, gram
     )
@@ -69,7 +69,7 @@ def _in_order(weight: Tensor, scale: Tensor, grid: QuantGrid, factor: Tensor) ->
         errors = torch.empty_like(weight[..., start:end])
         for column in range(start, end):
             values, steps = (each[..., column : column + 1] for each in (weight, scale))
-            rounded = _nearest(values, steps, grid)
+            rounded = nearest_codes(values, steps, grid)
             codes[..., column : column + 1] = rounded
             row = factor[:, column : column + 1, column:end]
             error = (values - rounded * steps) / row[..., :1]
@@ -79,7 +79,8 @@ def _in_order(weight: Tensor, scale: Tensor, grid: QuantGrid, factor: Tensor) ->
     return codes
 
 
-def _nearest(weight: Tensor, scale: Tensor, grid: QuantGrid) -> Tensor:
+def nearest_codes(weight: Tensor, scale: Tensor, grid: QuantGrid) -> Tensor:
+    """Returns the codes next to each value, in the dtype of ``weight``."""
     return torch.round(weight / scale).clamp(grid.quant_min, grid.quant_max)
 
 

@@ -87,14 +87,15 @@ def error(found: nn.Module, reference: nn.Module, x: Tensor) -> float:
         return float((found(x) - reference(x)).square().sum())
 
 
+@pytest.mark.parametrize("rounding", [WeightRounding.GPTQ, WeightRounding.ADAROUND])
 @ANY_LAYER
-def test_leaves_less_error_than_the_nearest_codes(name: str) -> None:
+def test_leaves_less_error_than_the_nearest_codes(name: str, rounding: WeightRounding) -> None:
     make, data = LAYERS[name]
     model = seeded(make)
 
     rounded, nearest = (
         quantize(model, (data,), config(kind), forward_loop=[data], backend=TENSORRT)
-        for kind in (WeightRounding.GPTQ, WeightRounding.NEAREST)
+        for kind in (rounding, WeightRounding.NEAREST)
     )
 
     assert error(rounded, model, data) < 0.9 * error(nearest, model, data)
@@ -140,13 +141,16 @@ def block() -> Block:
     return model.eval()
 
 
-def int4_block(*, bias_correction: bool = False) -> GraphModule:
-    asked = config(activation=TensorQuantConfig(), bias_correction=bias_correction)
+def int4_block(
+    rounding: WeightRounding = WeightRounding.GPTQ, *, bias_correction: bool = False
+) -> GraphModule:
+    asked = config(rounding, TensorQuantConfig(), bias_correction=bias_correction)
     return quantize(block(), (IMAGES,), asked, forward_loop=[IMAGES], backend=TENSORRT)
 
 
-def test_what_is_rounded_is_what_converts() -> None:
-    rounded = int4_block(bias_correction=True)
+@pytest.mark.parametrize("rounding", [WeightRounding.GPTQ, WeightRounding.ADAROUND])
+def test_what_is_rounded_is_what_converts(rounding: WeightRounding) -> None:
+    rounded = int4_block(rounding, bias_correction=True)
 
     converted = convert(rounded)
 
@@ -241,6 +245,11 @@ def test_needs_data() -> None:
         quantize(model, (ROWS,), config(), backend=TENSORRT)
     with pytest.raises(CalibrationError, match="never ran the model"):
         quantize(model, (ROWS,), config(), forward_loop=[], backend=TENSORRT)
+
+
+def test_the_nearest_codes_are_no_choice() -> None:
+    with pytest.raises(ValueError, match="must be one of GPTQ, ADAROUND, got NEAREST"):
+        round_weights(int4_block(), [IMAGES], rounding=WeightRounding.NEAREST)
 
 
 def test_float8_weights_keep_their_nearest_codes() -> None:

@@ -1,10 +1,14 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from embedl_deploy.passes.weight_rounding import Choice
 from embedl_deploy.quantization import Precision, QuantGrid, TensorQuantConfig
+from embedl_deploy.quantization.adaptive_rounding import adaptive_codes
 from embedl_deploy.quantization.fake_quantize import quantize_codes
 from embedl_deploy.quantization.rounded_weight import RoundedWeight
 from embedl_deploy.quantization.weight_rounding import compensated_codes, output_error
@@ -27,6 +31,11 @@ def nearest(weight: Tensor, scale: Tensor) -> Tensor:
     return torch.round(weight / scale).clamp(-8, 7)
 
 
+CHOICES = [compensated_codes, partial(adaptive_codes, steps=20)]
+EITHER = pytest.mark.parametrize("choose", CHOICES, ids=["gptq", "adaround"])
+
+
+@EITHER
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 1000),
@@ -36,11 +45,11 @@ def nearest(weight: Tensor, scale: Tensor) -> Tensor:
     samples=st.integers(1, 60),
 )
 def test_no_output_gets_worse_than_with_the_nearest_codes(
-    seed: int, groups: int, out: int, size: int, samples: int
+    choose: Choice, seed: int, groups: int, out: int, size: int, samples: int
 ) -> None:
     weight, scale, inputs = problem(seed, groups, out, size, samples)
 
-    codes = compensated_codes(weight, scale, GRID, inputs @ inputs.transpose(1, 2))
+    codes = choose(weight, scale, GRID, inputs @ inputs.transpose(1, 2))
 
     errors = [
         ((weight - some * scale) @ inputs).double().square().sum(2)
@@ -52,21 +61,38 @@ def test_no_output_gets_worse_than_with_the_nearest_codes(
     assert float(codes.max()) <= 7
 
 
-def test_most_of_the_output_error_goes_where_inputs_go_together() -> None:
+@pytest.mark.parametrize("choose", [compensated_codes, adaptive_codes], ids=["gptq", "adaround"])
+def test_most_of_the_output_error_goes_where_inputs_go_together(choose: Choice) -> None:
     weight, scale, inputs = problem(0, 2, 32, 200, 1000)
     gram = inputs @ inputs.transpose(1, 2)
 
-    codes = compensated_codes(weight, scale, GRID, gram)
+    codes = choose(weight, scale, GRID, gram)
 
     before = output_error(weight, scale, nearest(weight, scale), gram).sum()
     after = output_error(weight, scale, codes, gram).sum()
     assert float(after) < 0.5 * float(before)
 
 
-def test_independent_inputs_have_nothing_to_make_up_for() -> None:
+def test_each_weight_is_rounded_up_or_down_and_no_further() -> None:
+    weight, scale, inputs = problem(1, 2, 16, 40, 200)
+    clipped = 0.7 * scale  # codes beyond the ends of the grid
+    gram = inputs @ inputs.transpose(1, 2)
+    for steps in (scale, clipped, scale * torch.linspace(0.9, 1.1, 40)):
+        codes = adaptive_codes(weight, steps, GRID, gram, steps=100)
+
+        below = torch.floor(weight / steps)
+        is_either = (codes == below.clamp(-8, 7)) | (codes == (below + 1).clamp(-8, 7))
+        assert bool(is_either.all())
+        assert 0.02 < float((codes != nearest(weight, steps)).float().mean()) < 0.5
+    again = adaptive_codes(weight, scale, GRID, gram, steps=100)
+    assert torch.equal(again, adaptive_codes(weight, scale, GRID, gram, steps=100))
+
+
+@EITHER
+def test_independent_inputs_have_nothing_to_make_up_for(choose: Choice) -> None:
     weight, scale, _ = problem(0, 1, 8, 16, 1)
 
-    codes = compensated_codes(weight, scale, GRID, torch.eye(16)[None])
+    codes = choose(weight, scale, GRID, torch.eye(16)[None])
 
     assert torch.equal(codes, nearest(weight, scale))
 
