@@ -40,8 +40,11 @@ bench: $(STAMP) ## Measures int8 on this machine and writes benchmarks/results/*
 bench-sites: $(STAMP) ## Measures single layers in int8 against bf16, judges what was predicted, writes results/sites.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sites --again
 
-bench-engines: $(STAMP) ## Measures every engine of this machine, writes benchmarks/results/engines.json
+bench-engines: $(STAMP) ## Measures every engine of this machine (run it again while cases are left), shared models, the partitioner
 	$(BIN)/python -m benchmarks.engines
+	$(BIN)/python -m benchmarks.two_engines
+	$(BIN)/python -m benchmarks.partitioner
+	$(BIN)/python -m benchmarks.lowered_overhead
 
 bench-tuning: $(STAMP) ## Measures the tuned example pipelines, the server's load and a call's overhead (half an hour)
 	rm -rf .tuned
