@@ -26,6 +26,7 @@ from embedl_deploy.rewriting.backend import Backend
 from embedl_deploy.rewriting.pattern import instances
 from embedl_deploy.rewriting.selection import Selection
 from embedl_deploy.rewriting.state_map import state_map
+from embedl_deploy.rewriting.verify import require_choice
 from embedl_deploy.tracing import trace
 from embedl_deploy.tracing.faithful import unfaithful
 
@@ -100,13 +101,15 @@ def transform(
         skip: What to leave alone, written likewise.
 
     Raises:
-        ValueError: A word of ``only`` or ``skip`` means nothing in this model.
+        ValueError: A word of ``only`` or ``skip`` means nothing in this model, or ``verify`` is
+            none of its choices.
         TracingError: The model cannot be traced.
         PreconditionError: The model is in training mode.
         RuntimeError: Neither ``patterns`` nor ``backend`` is given and no backend is active.
         VerificationError: ``verify="raise"`` and a rewrite moved an output too far, or the traced
             graph computes something else than the model.
     """
+    require_choice(verify)
     chosen, name = _patterns(patterns, backend)
     traced = _traced(model, args, kwargs, dynamic_shapes, tracer, copy=copy)
     if verify and not isinstance(model, (ExportedProgram, GraphModule)):

@@ -46,6 +46,10 @@ class Backend:
             for pattern in patterns:
                 self._check_phase(field, phase, pattern)
             object.__setattr__(self, field, patterns)
+        for field in ("engines", "formats"):
+            given: object = getattr(self, field)
+            if isinstance(given, str):
+                raise ValueError(f"{field} of backend {self.name!r} is a list: write ({given!r},)")
         object.__setattr__(self, "engines", tuple(self.engines))
         object.__setattr__(self, "formats", tuple(self.formats))
 
@@ -53,12 +57,23 @@ class Backend:
         found = getattr(pattern, "phase", None)
         if found is phase:
             return
+        if found is None and not _is_rule(pattern):
+            raise ValueError(
+                f"{field} of backend {self.name!r} takes patterns, subclasses of Pattern, got "
+                f"{pattern!r} of type {type(pattern).__name__}"
+            )
         shown = found.name if isinstance(found, Phase) else repr(found)
         name = getattr(pattern, "__name__", repr(pattern))
         raise ValueError(
             f"{field} of backend {self.name!r} takes patterns of phase {phase.name}, got {name} "
             f"of phase {shown}: set `phase = Phase.{phase.name}` or move it to the field it fits"
         )
+
+
+def _is_rule(pattern: object) -> bool:
+    return isinstance(pattern, Pattern) or (
+        isinstance(pattern, type) and issubclass(pattern, Pattern)
+    )
 
 
 _FIELDS = {

@@ -61,6 +61,20 @@ def require_graft(rule: str, graft: object) -> None:
         )
 
 
+def require_tolerance(rule: str, tolerance: object) -> None:
+    """Asserts that ``tolerance`` is a number that an error can be compared with.
+
+    Raises:
+        PatternError: It is no number, negative, or NaN.
+    """
+    is_number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool)
+    if not is_number or not cast("float", tolerance) >= 0:
+        raise PatternError(
+            f"tolerance of {rule} is a number, 0 or more, how far an output may move relative to "
+            f"its norm; got {tolerance!r}: leave it at 1e-4, or write 1e-3"
+        )
+
+
 def _needed(graft: Callable[..., object]) -> list[str]:
     """Returns the names of the arguments without which ``graft`` cannot be called."""
     try:

@@ -50,12 +50,13 @@ class Edit:
     def call_function(
         self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Argument]
     ) -> Node:
-        if not callable(target):
-            raise TypeError(f"call_function takes a callable, got {target!r}")
         return self._insert(lambda graph: make_node(graph, "call_function", target, args, kwargs))
 
     def get_attr(self, tensor: Tensor, name: str, replaces: tuple[str, ...]) -> Node:
         owner = self.workspace.container_of(self.match.first)
+        if tensor.requires_grad and not isinstance(tensor, nn.Parameter):
+            # As a buffer it would drag its history along, which nothing can copy or load into.
+            tensor = nn.Parameter(tensor.detach().clone())
         path, is_new = self.workspace.tensor_path_for(tensor, owner, name)
         if is_new:
             self.registered.append(path)

@@ -9,8 +9,15 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import Argument, Target
 
 from embedl_deploy.errors import PatternError
-from embedl_deploy.graph.nodes import module_of
+from embedl_deploy.graph.evaluate import attribute_of
+from embedl_deploy.graph.nodes import graph_module_of, module_of
 from embedl_deploy.graph.record import has_record, record_of
+from embedl_deploy.rewriting.arguments import (
+    require_arguments,
+    require_module,
+    require_target,
+    require_tensor,
+)
 from embedl_deploy.rewriting.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -98,7 +105,12 @@ class PatternMatch:
         captures: Mapping[str, Node | tuple[Node, ...]] | None = None,
         literals: Mapping[str, object] | None = None,
     ) -> "PatternMatch":
-        """Returns a match found by hand, for patterns that override ``Pattern.match``."""
+        """Returns a match found by hand, for patterns that override ``Pattern.match``.
+
+        Raises:
+            PatternError: What should be nodes are not.
+        """
+        _require_nodes(pattern.name, root, nodes, captures or {})
         runs = {
             name: (found,) if isinstance(found, Node) else tuple(found)
             for name, found in (captures or {}).items()
@@ -136,13 +148,28 @@ class PatternMatch:
 
     def module(self, name: str, kind: type[M]) -> M:
         """Returns the module that the node captured under ``name`` calls."""
-        module = module_of(self[name])
+        node = self[name]
+        module = module_of(node)
         if not isinstance(module, kind):
+            cure = f": match.parameter({name!r}) is the tensor" if node.op == "get_attr" else ""
             raise PatternError(
                 f"{self.pattern.name} expects {name!r} to call a {kind.__name__}, "
-                f"%{self[name].name} calls {type(module).__name__}"
+                f"%{node.name} {_does(node, module)}{cure}"
             )
         return module
+
+    def parameter(self, name: str) -> Tensor:
+        """Returns the parameter or buffer that the node captured under ``name`` reads."""
+        node = self[name]
+        held = attribute_of(graph_module_of(node), str(node.target)) if _reads(node) else None
+        if not isinstance(held, Tensor):
+            module = module_of(node)
+            cure = "" if module is None else f": match.module({name!r}, …) is the module"
+            raise PatternError(
+                f"{self.pattern.name} expects {name!r} to read a parameter or buffer, "
+                f"%{node.name} {_does(node, module)}{cure}"
+            )
+        return held
 
     def literal(self, name: str) -> object:
         """Returns the literal captured under ``name``."""
@@ -156,24 +183,32 @@ class PatternMatch:
 
     def call_module(self, module: nn.Module, *args: Argument, **kwargs: Argument) -> Node:
         """Inserts a call of ``module``; one that is registered already keeps its name."""
-        return self._building().call_module(module, args, kwargs)
+        builder = self._building()
+        require_module(self.pattern.name, module)
+        require_arguments(self.pattern.name, "call_module", args, kwargs)
+        return builder.call_module(module, args, kwargs)
 
     def call_function(self, target: Target, *args: Argument, **kwargs: Argument) -> Node:
-        """Inserts a call of a function or an ATen op."""
-        return self._building().call_function(target, args, kwargs)
+        """Inserts a call of an ATen op, one overload of it, or of a function."""
+        builder = self._building()
+        require_target(self.pattern.name, target, self.graph_module)
+        require_arguments(self.pattern.name, "call_function", args, kwargs)
+        return builder.call_function(target, args, kwargs)
 
     def get_attr(self, tensor: Tensor, name: str, replaces: tuple[str, ...] = ()) -> Node:
         """Inserts a read of a new parameter or buffer.
 
         Args:
-            tensor: A parameter, or a tensor that becomes a buffer.
+            tensor: A parameter; a tensor computed from trainable ones, whose values become a
+                parameter of their own; or any other tensor, which becomes a buffer.
             name: The wished name; a free one is made from it.
             replaces: The keys of the model's state dict that it takes the place of.
 
         Raises:
-            PatternError: The state dict has no such key.
+            PatternError: The state dict has no such key, or the name is none for a parameter.
         """
         builder = self._building()
+        require_tensor(self.pattern.name, tensor, name)
         if isinstance(cast("object", replaces), str):
             raise PatternError(f"replaces is a tuple of keys, got {replaces!r}: write (key,)")
         for key in () if self.scope else replaces:
@@ -215,6 +250,40 @@ class PatternMatch:
     def __repr__(self) -> str:
         names = ", ".join(f"%{node.name}" for node in self.nodes)
         return f"PatternMatch({self.pattern.name} at {names})"
+
+
+def _require_nodes(
+    rule: str,
+    root: object,
+    nodes: Sequence[object],
+    captures: Mapping[str, object],
+) -> None:
+    given: list[tuple[str, object]] = [("root", root)]
+    given += [(f"nodes[{place}]", node) for place, node in enumerate(nodes)]
+    for name, found in captures.items():
+        several = (
+            cast("tuple[object, ...]", found) if isinstance(found, (tuple, list)) else (found,)
+        )
+        given += [(f"captures[{name!r}]", node) for node in several]
+    for where, node in given:
+        if not isinstance(node, Node):
+            raise PatternError(
+                f"{rule} must give PatternMatch.of nodes of the graph, got {node!r} of type "
+                f"{type(node).__name__} as {where}"
+            )
+
+
+def _reads(node: Node) -> bool:
+    return node.op == "get_attr"
+
+
+def _does(node: Node, module: nn.Module | None) -> str:
+    """Returns what a node does, for messages."""
+    if module is not None:
+        return f"calls {type(module).__name__}"
+    if node.op == "placeholder":
+        return "is an input of the graph"
+    return f"{'reads' if _reads(node) else 'calls'} {node.target}"
 
 
 def _has_state(model: nn.Module, key: str) -> bool:

@@ -11,10 +11,16 @@ from torch.fx import GraphModule, Node
 
 from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import Target
-from embedl_deploy.rewriting.contract import require_graft, require_several, require_tuples
+from embedl_deploy.rewriting.contract import (
+    require_graft,
+    require_several,
+    require_tolerance,
+    require_tuples,
+)
+from embedl_deploy.rewriting.definition import require_known_names, require_one_way
 from embedl_deploy.rewriting.found import Found
 from embedl_deploy.rewriting.match import PatternMatch
-from embedl_deploy.rewriting.match_guard import MatchGuard
+from embedl_deploy.rewriting.match_guard import MatchGuard, is_trusted
 from embedl_deploy.rewriting.matchable import require_captured, require_matchable
 from embedl_deploy.rewriting.phase import Phase
 from embedl_deploy.rewriting.refusal import Refusal
@@ -104,6 +110,11 @@ class Pattern(ABC):
             module = graft()
         except Exception as error:
             raise PatternError(f"graft of {self.name} raised {told(error)}") from error
+        if not isinstance(cast("object", module), nn.Module):
+            raise PatternError(
+                f"graft of {self.name} must return a module, got {module!r}: write "
+                "graft = nn.ReLU, for one, or a lambda that calls the class"
+            )
         return match.call_module(module, *match.inputs)
 
     def decline(self, match: PatternMatch) -> Refusal | None:
@@ -202,6 +213,10 @@ def require_phase(rule: Pattern) -> None:
 def _require_matchable(rule: Pattern) -> None:
     require_tuples(rule.name, {name: getattr(rule, name) for name in _TUPLES})
     require_graft(rule.name, getattr(type(rule), "graft", None))
+    require_tolerance(rule.name, rule.tolerance)
+    if not is_trusted(rule):
+        require_known_names(rule.name, type(rule), Pattern)
+        require_one_way(rule.name, type(rule), Pattern)
     if type(rule).match is not Pattern.match:
         return
     if rule.tree is None:

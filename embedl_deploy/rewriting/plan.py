@@ -18,7 +18,7 @@ from embedl_deploy.rewriting.pattern import Pattern
 from embedl_deploy.rewriting.records import PassRecord, TransformationReport, site_record
 from embedl_deploy.rewriting.refusal import Refusal
 from embedl_deploy.rewriting.stages import Stage, stages_of
-from embedl_deploy.rewriting.verify import ROLLED_BACK
+from embedl_deploy.rewriting.verify import ROLLED_BACK, require_choice
 
 Progress = Callable[[str, float], None]
 """Told the name of the step that runs and the share that is done, 0 to 1."""
@@ -169,6 +169,7 @@ def apply_plan(
     inputs if neither is given) after each stage; see ``verified.apply_verified``. With ``deferred``
     the copy's Python code is not written yet, see ``TracedModule.finish``.
     """
+    require_choice(verify)
     if verify:
         from embedl_deploy.rewriting.verified import apply_verified
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
+from embedl_deploy.errors import PatternError
+
 _FAULT = re.compile(
     r"(match|check|replace|graft)\(\) |the replacement |rolled back|.* replace\(\) returns nothing"
 )
@@ -20,6 +22,14 @@ class Refusal:
 
     node: Node | None = None
     """The node that the reason speaks of."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.reason, str) and (self.node is None or isinstance(self.node, Node)):  # pyright: ignore[reportUnnecessaryIsInstance]  # the user's
+            return
+        raise PatternError(
+            f"a Refusal takes a reason in words, then a node or nothing, got {self.reason!r} and "
+            f"{self.node!r}: write Refusal('why', match.root)"
+        )
 
     def __str__(self) -> str:
         return self.reason if self.node is None else f"{self.reason} (at %{self.node.name})"

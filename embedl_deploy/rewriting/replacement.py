@@ -150,7 +150,12 @@ def _misplaced(edit: Edit, outputs: dict[Node, Node]) -> Refusal | None:
 def _unfit(edit: Edit, old: Node, new: object) -> Refusal | None:
     """Returns why ``new`` cannot take over the readers of ``old``, None if it can."""
     if old not in edit.match.nodes:
-        return Refusal("replace() may only replace nodes that the match consumes", old)
+        consumed = ", ".join(f"%{node.name}" for node in edit.match.nodes)
+        return Refusal(
+            f"replace() may only replace nodes that the match consumes, here {consumed}, and "
+            f"{_shown(old)} is none of them: leave it out of the dict, or let the tree reach it",
+            old if isinstance(cast("object", old), Node) else None,
+        )
     if not isinstance(new, Node) or new._erased or new.graph is not old.graph:
         return Refusal(
             "the replacement is no node of this graph: return what match.call_module, "
@@ -162,6 +167,10 @@ def _unfit(edit: Edit, old: Node, new: object) -> Refusal | None:
     if edit.workspace.is_body and new.op == "placeholder" and _is_returned(old):
         return Refusal("the body of a condition or loop may not return its input as it is", old)
     return None
+
+
+def _shown(node: object) -> str:
+    return f"%{node.name}" if isinstance(node, Node) else repr(node)
 
 
 def _is_returned(node: Node) -> bool:

@@ -79,11 +79,20 @@ def better_spelling(target: Target) -> str | None:
     """
     if not _is_torch_function(target):
         return None
-    name = str(getattr(target, "__name__", "")).rstrip("_")
-    op = cast("object", getattr(torch.ops.aten, name, None))
+    op = aten_packet(target)
     if op is None:
         return "what graph_text() shows for it"
-    return lifted_class(cast("Target", op)) or f"torch.ops.aten.{name}"
+    return lifted_class(op) or f"torch.ops.aten.{op.__name__}"
+
+
+def aten_packet(target: Target) -> "OpOverloadPacket[..., object] | None":
+    """Returns the ATen op that a function of torch runs, None for other targets."""
+    if not _is_torch_function(target):
+        return None
+    name = str(getattr(target, "__name__", "")).rstrip("_")
+    op = cast("object", getattr(torch.ops.aten, name, None))
+    is_packet = isinstance(op, OpOverloadPacket)
+    return cast("OpOverloadPacket[..., object]", op) if is_packet else None
 
 
 def lifted_class(target: Target) -> str | None:

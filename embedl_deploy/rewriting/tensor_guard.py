@@ -87,7 +87,7 @@ class _Kept:
         # Its version alone would not tell: an edit through `.data` leaves that as it was.
         if not self.whole and _version(self.tensor) != self.version:
             return True
-        return not _is_same(self._part(), self.copy)
+        return not same_bits(self._part(), self.copy)
 
     def restore(self) -> bool:
         """Puts the values back; tells whether it could."""
@@ -109,7 +109,7 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _is_same(first: Tensor, second: Tensor) -> bool:
+def same_bits(first: Tensor, second: Tensor) -> bool:
     """Tells whether two tensors of one kind hold the same bits; NaN is as good as any."""
     if first.is_meta or first.layout is not torch.strided:
         return True

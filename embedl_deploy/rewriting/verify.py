@@ -15,6 +15,7 @@ from embedl_deploy.graph.evaluate import attribute_of, evaluate, sample_value
 from embedl_deploy.graph.nodes import graph_module_of, shape_of, source_line
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.refusal import Refusal
+from embedl_deploy.rewriting.tensor_guard import TensorGuard, same_bits
 
 Check = Callable[[PatternMatch, tuple[Node, ...], Mapping[Node, Node]], Refusal | None]
 """Given a match, the new nodes and what replaces what: why it must be taken back, or None."""
@@ -72,20 +73,29 @@ def _compare(
     outputs: Mapping[Node, Node],
 ) -> Refusal | None:
     seed = int(hashlib.sha256(match.root.name.encode()).hexdigest()[:8], 16)
+    left = _clones(given)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             torch.manual_seed(seed)
-            before = evaluate(region, _clones(given))
+            before = evaluate(region, left)
         except Exception:  # noqa: BLE001  # shapes that the model itself cannot take say nothing
             return None
         if kind == _NARROW and not _is_batch(before, outputs):
             return None
+        taken = _clones({**before, **given})
+        reads = (read for node in made for read in (node, *node.all_input_nodes))
+        stored = TensorGuard(read for read in reads if read.op == "get_attr")
         try:
             torch.manual_seed(seed)
-            after = evaluate(made, _clones({**before, **given}))
+            after = evaluate(made, taken)
         except Exception as error:  # noqa: BLE001  # whatever it is, the replacement is at fault
             reason = f"{ROLLED_BACK}: on {kind} inputs the replacement raises {error}"
             return Refusal(reason, match.root)
+        finally:
+            changed = list(stored.changed())
+    changed += [f"%{read.name}" for read in given if not _is_left(left[read], taken[read])]
+    if changed:
+        return _changed_input(kind, changed, match.root)
     known = {**before, **given, **after}
     for old, new in outputs.items():
         expected, found = before[old], known.get(new, _attribute(new))
@@ -97,6 +107,34 @@ def _compare(
                 old,
             )
     return None
+
+
+def require_choice(verify: object) -> None:
+    """Asserts that ``verify`` is one of the values that it may have.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    if isinstance(verify, bool) or (isinstance(verify, str) and verify == "raise"):
+        return
+    raise ValueError(
+        f"verify is False, True (what is wrong is rolled back) or 'raise', got {verify!r}"
+    )
+
+
+def _is_left(before: object, after: object) -> bool:
+    if isinstance(before, Tensor) and isinstance(after, Tensor):
+        return same_bits(before, after)
+    return True
+
+
+def _changed_input(kind: str, changed: list[str], root: Node) -> Refusal:
+    return Refusal(
+        f"{ROLLED_BACK}: on {kind} inputs the replacement changes what it reads, "
+        f"{', '.join(changed)}, in place, and others may read that too: build it without in-place "
+        "operations (relu, not relu_; nn.ReLU(inplace=False))",
+        root,
+    )
 
 
 def _attribute(node: Node) -> object:

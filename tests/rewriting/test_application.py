@@ -64,7 +64,10 @@ class FuseAnyLinear(Pattern):
     tree = Chain(linear=nn.Linear)
 
     def replace(self, match: PatternMatch) -> Node:
-        return match.call_function(torch.neg, match.call_function(torch.neg, match.root))
+        return match.call_function(
+            torch.ops.aten.neg.default,
+            match.call_function(torch.ops.aten.neg.default, match.root),
+        )
 
 
 class RemoveTanh(Pattern):

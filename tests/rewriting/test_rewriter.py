@@ -136,7 +136,7 @@ FAILURES: list[tuple[Build, str]] = [
     (two_outputs, "the replacement yields (float32[1, 4], float32[1, 4]) where"),
     (does_not_run, "the replacement does not run on the recorded shapes: RuntimeError"),
     (asks_for_an_unknown_name, "asks its match for 'norm'"),
-    (calls_a_name, "TypeError"),
+    (calls_a_name, "must give call_function a function, got 'relu' of type str"),
 ]
 
 
@@ -183,7 +183,8 @@ def test_a_match_or_check_that_raises_is_refused_by_name(method: str) -> None:
 
     rule = replace_linear_relu(lambda match: match.inputs[0])
     setattr(type(rule), method, fail)
-    type(rule).roots = (nn.ReLU,)
+    if method == "match":
+        type(rule).roots = (nn.ReLU,)
 
     record = apply_patterns(linear_relu(), [rule])
 

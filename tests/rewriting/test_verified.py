@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
@@ -8,8 +9,18 @@ from torch.fx import Node
 from embedl_deploy.errors import PreconditionError, VerificationError
 from embedl_deploy.graph.distance import relative_error
 from embedl_deploy.patterns import FuseConvNorm, FuseLinearActivation
-from embedl_deploy.rewriting import Chain, Input, Op, Pattern, PatternMatch, Phase, Refusal
-from embedl_deploy.rewriting.verify import shown_change
+from embedl_deploy.rewriting import (
+    Chain,
+    Input,
+    Named,
+    Op,
+    Pattern,
+    PatternMatch,
+    Phase,
+    Refusal,
+    apply_patterns,
+)
+from embedl_deploy.rewriting.verify import Verifier, shown_change
 from embedl_deploy.testing import randomize
 from embedl_deploy.tracing import trace
 from embedl_deploy.transformation import (
@@ -349,3 +360,80 @@ def test_the_values_shown_are_the_first_that_differ() -> None:
     assert shown_change(before, after) == "[1, 2]: [6] became [-5]"
     assert shown_change(before, after[:2]) == "[0, 1, 2, …] became [1e-07, 1, 2, …]"
     assert shown_change(before, -before - 9).startswith("[0, 0], [0, 1], [0, 2] and 9 more: [0, 1")
+
+
+class ReLUInPlace(Pattern):
+    """Wrong: spoils what it reads."""
+
+    phase = Phase.FUSION
+    tree = Chain(act=nn.ReLU)
+
+    def replace(self, match: PatternMatch) -> Node:
+        return match.call_module(nn.ReLU(inplace=True), *match.inputs)
+
+
+class ReLUInPlaceByOp(ReLUInPlace):
+    def replace(self, match: PatternMatch) -> Node:
+        return match.call_function(ATEN.relu_.default, *match.inputs)
+
+
+class ScaleParameterInPlace(Pattern):
+    """Wrong: each run scales the model's parameter."""
+
+    phase = Phase.FUSION
+    tree = Op(ATEN.mul.Tensor, Named("x", Input()), Named("scale", Input()))
+
+    def replace(self, match: PatternMatch) -> Node:
+        return match.call_function(ATEN.mul_.Tensor, match["scale"], match["x"])
+
+
+class ReadTwice(nn.Module):
+    def __init__(self, *, inplace: bool = False) -> None:
+        super().__init__()
+        self.act = nn.ReLU(inplace=inplace)
+        self.scale = nn.Parameter(torch.full((4, 6), 2.0), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x) - x * self.scale
+
+
+@pytest.mark.parametrize(
+    ("pattern", "changed"),
+    [(ReLUInPlace, "%x"), (ReLUInPlaceByOp, "%x"), (ScaleParameterInPlace, "scale")],
+)
+def test_a_replacement_that_changes_its_input_is_rolled_back(
+    pattern: type[Pattern], changed: str
+) -> None:
+    original = ReadTwice().eval()
+
+    result = transform(original, (ROWS,), patterns=[pattern], verify=True)
+
+    (refused,) = result.report.refusals()
+    assert f"the replacement changes what it reads, {changed}, in place" in (refused.reason or "")
+    assert torch.equal(original.scale, torch.full((4, 6), 2.0))
+    assert torch.equal(result.model(ROWS), original(ROWS))
+    with pytest.raises(VerificationError, match="in place"):
+        transform(original, (ROWS,), patterns=[pattern], verify="raise")
+
+
+def test_what_the_model_itself_changes_in_place_may_be_changed() -> None:
+    graph_module = trace(nn.Sequential(nn.Linear(6, 6), nn.ReLU()).eval(), (ROWS,))
+    layer = graph_module.get_submodule("1")
+    assert isinstance(layer, nn.ReLU)
+    layer.inplace = True
+
+    record = apply_patterns(graph_module, [ReLUInPlace], verify=Verifier(raises=True))
+
+    assert len(record.applied) == 1
+
+
+@pytest.mark.parametrize("verify", ["rais", "no", 1, None])
+def test_verify_is_one_of_its_choices(verify: object) -> None:
+    wrong = cast("bool", verify)
+    message = r"verify is False, True \(what is wrong is rolled back\) or 'raise', got"
+    plan = get_transformation_plan(model(), (IMAGE,), patterns=[FuseConvNorm])
+
+    with pytest.raises(ValueError, match=message):
+        transform(model(), (IMAGE,), patterns=[FuseConvNorm], verify=wrong)
+    with pytest.raises(ValueError, match=message):
+        apply_transformation_plan(plan, (IMAGE,), verify=wrong)
