@@ -19,7 +19,9 @@ from embedl_deploy.pattern_checks.literals import (
     fitting_literals,
 )
 from embedl_deploy.pattern_checks.sketch import Sketch
-from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, OneOf, Wildcard, may_be_absent
+from embedl_deploy.rewriting.compose import Chain, Maybe, OneOf, Wildcard, may_be_absent
+from embedl_deploy.rewriting.fork import Fork
+from embedl_deploy.rewriting.listed import ListOf
 from embedl_deploy.rewriting.operands import COMMUTATIVE
 from embedl_deploy.rewriting.tree import Exactly, Input, Literal, Named, Op, Previous, Tree
 
@@ -76,6 +78,8 @@ class _Grower:
             return self._fork(tree, feed)
         if isinstance(tree, Op):
             return self._op(tree, feed)
+        if isinstance(tree, ListOf):
+            return self._list(tree, feed)
         return self._rest(tree, feed)
 
     def _rest(self, tree: Tree, feed: Node | None) -> Argument:
@@ -111,25 +115,32 @@ class _Grower:
         return value
 
     def _fork(self, tree: Fork, feed: Node | None) -> Argument:
-        value = None if feed is None else value_of(feed)
-        if isinstance(value, Tensor):
-            self.shape = tuple(int(size) for size in value.shape)
+        self._shape_like(feed)
         operands = [] if feed is None else [feed]
         for branch in tree.branches:
             grown = self.grow(branch, None)
             if not isinstance(grown, Node):
                 raise CannotGrowError("a branch of a fork is a literal")
             operands.append(grown)
-        if len(operands) < 2:
-            operands.append(self.sketch.input(self.shape))
-        join = tree.join.tree if isinstance(tree.join, Named) else tree.join
-        target = getattr(join, "target", None)
-        if target in COMMUTATIVE and self.random.random() < 0.5:
+        join = self.random.choice(tree.joins).tree
+        join = join.tree if isinstance(join, Named) else join
+        target = _overload(getattr(join, "target", None))
+        assert callable(target), "forks join by a call"
+        literals = cast("dict[str, Argument]", getattr(join, "literals", {}))
+        if target in COMMUTATIVE and not literals and self.random.random() < 0.5:
             operands.reverse()
-        assert callable(target) or isinstance(join, OneOf), "forks join by a call"
-        if isinstance(join, OneOf):
-            target = getattr(self.random.choice(join.trees), "target", None)
-        return self.sketch.call_function(_overload(target), tuple(operands), {})
+        args = (operands,) if _joins_a_list(target) else tuple(operands)
+        return self.sketch.call_function(target, args, dict(literals))
+
+    def _list(self, tree: ListOf, feed: Node | None) -> list[Argument]:
+        """Grows the items of a list argument, which have the shape of what feeds it."""
+        self._shape_like(feed)
+        return [self.grow(item, feed) for item in tree.trees]
+
+    def _shape_like(self, feed: Node | None) -> None:
+        value = None if feed is None else value_of(feed)
+        if isinstance(value, Tensor):
+            self.shape = tuple(int(size) for size in value.shape)
 
     def _op(self, tree: Op, feed: Node | None) -> Argument:
         if not tree.inputs:
@@ -201,6 +212,13 @@ class _Grower:
         if not isinstance(value, Tensor):
             raise CannotGrowError(f"%{node.name} yields no tensor")
         return tuple(int(size) for size in value.shape)
+
+
+def _joins_a_list(target: object) -> bool:
+    if not isinstance(target, OpOverload):
+        return False
+    first, *_ = target._schema.arguments  # pyright: ignore[reportPrivateUsage]  # torch offers no other way
+    return "List[Tensor" in str(first.type)
 
 
 def _overload(target: object) -> object:

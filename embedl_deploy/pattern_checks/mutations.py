@@ -1,6 +1,6 @@
 """Near misses: small changes to a graph in which a pattern fits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -52,13 +52,59 @@ def _extra_reader(graph_module: TracedModule, nodes: list[Node], random: Random)
 
 
 def _swapped_operands(graph_module: TracedModule, nodes: list[Node], random: Random) -> Mutated:
+    """Swaps the first two operands of a call, or two items of a list that it reads."""
     binary = [node for node in nodes if sum(isinstance(a, Node) for a in node.args[:2]) == 2]
-    if not binary:
+    lists = [node for node in nodes if len(_listed(node)) >= 2]
+    if not binary and not lists:
         return ()
-    node = random.choice(binary)
-    node.args = (node.args[1], node.args[0], *node.args[2:])
+    node = random.choice([*binary, *lists])
+    if node in binary:
+        node.args = (node.args[1], node.args[0], *node.args[2:])
+    else:
+        place = random.randrange(len(_listed(node)) - 1)
+        _exchange_list(node, lambda items: _swapped(items, place))
     infer_again(graph_module)
     return (node.name,)
+
+
+def _longer_list(graph_module: TracedModule, nodes: list[Node], random: Random) -> Mutated:
+    """Reads an item of a list once more."""
+    lists = [node for node in nodes if _listed(node)]
+    if not lists:
+        return ()
+    node = random.choice(lists)
+    _exchange_list(node, lambda items: [*items, items[-1]])
+    infer_again(graph_module)
+    return (node.name,)
+
+
+def _shorter_list(graph_module: TracedModule, nodes: list[Node], random: Random) -> Mutated:
+    """Leaves the last item of a list out."""
+    lists = [node for node in nodes if len(_listed(node)) >= 2]
+    if not lists:
+        return ()
+    node = random.choice(lists)
+    _exchange_list(node, lambda items: items[:-1])
+    infer_again(graph_module)
+    return (node.name,)
+
+
+def _listed(node: Node) -> Sequence[Argument]:
+    """Returns the first list of nodes that a call reads, () where it reads none."""
+    for value in node.args:
+        if isinstance(value, (list, tuple)) and any(isinstance(item, Node) for item in value):
+            return value
+    return ()
+
+
+def _exchange_list(node: Node, change: Callable[[list[Argument]], list[Argument]]) -> None:
+    before = _listed(node)
+    args = [change(list(before)) if value is before else value for value in node.args]
+    node.args = tuple(args)
+
+
+def _swapped(items: list[Argument], place: int) -> list[Argument]:
+    return [*items[:place], items[place + 1], items[place], *items[place + 2 :]]
 
 
 def _changed_literal(graph_module: TracedModule, nodes: list[Node], random: Random) -> Mutated:
@@ -216,6 +262,8 @@ CHANGED_LITERAL = Mutation("changed literal", _changed_literal, frozenset({"lite
 MUTATIONS = (
     Mutation("extra reader", _extra_reader, frozenset({"readers"}), r"\bread|\bused\b"),
     Mutation("swapped operands", _swapped_operands, _OPERAND, "operand|order|shape|broadcast"),
+    Mutation("longer list", _longer_list, _OPERAND, "operand|list"),
+    Mutation("shorter list", _shorter_list, _OPERAND, "operand|list"),
     CHANGED_LITERAL,
     Mutation("other dtype", _other_dtype, frozenset({"dtype"}), "dtype|float|bf16|half"),
     Mutation("aliased inputs", _aliased_inputs, frozenset({"same value"}), "same|itself|once"),

@@ -2,7 +2,8 @@
 
 from embedl_deploy.rewriting.application import apply_patterns
 from embedl_deploy.rewriting.by_example import example_tree
-from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, OneOf, Wildcard
+from embedl_deploy.rewriting.compose import Chain, Maybe, OneOf, Wildcard
+from embedl_deploy.rewriting.fork import Fork
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.passes import Pass, run_passes
 from embedl_deploy.rewriting.pattern import Pattern

@@ -34,7 +34,7 @@ def example_tree(
         captures: Literals to capture, by name: each equal literal becomes ``Literal(name)``.
 
     Raises:
-        PatternError: It returns more than one tensor, or an input itself, or joins a list.
+        PatternError: It returns more than one tensor, or an input itself.
     """
     model = function if isinstance(function, nn.Module) else _Traced(function)
     graph_module = trace(model.eval(), example)
@@ -75,7 +75,7 @@ class _Spelling:
     def _spell(self, node: Node) -> Tree:
         if node.op in ("placeholder", "get_attr"):
             return Input()
-        inputs = tuple(self._argument(value, node) for value in node.args)
+        inputs = tuple(self._argument(value) for value in node.args)
         literals = {
             name: cast("object", value)
             for name, value in node.kwargs.items()
@@ -88,13 +88,11 @@ class _Spelling:
         assert callable(target), "calls have a callable target"
         return Op(target, *inputs, literals=literals)
 
-    def _argument(self, value: Argument, reader: Node) -> Spec:
+    def _argument(self, value: Argument) -> Spec:
         if isinstance(value, Node):
             return self.tree_of(value)
-        if any(True for _ in input_nodes(value)):
-            raise PatternError(
-                f"the example joins a list of tensors, write it as a Fork: {node_text(reader)}"
-            )
+        if isinstance(value, (list, tuple)) and any(True for _ in input_nodes(value)):
+            return [self._argument(item) for item in value]
         for name, captured in self.captures.items():
             if type(captured) is type(value) and captured == value:
                 return Literal(name)

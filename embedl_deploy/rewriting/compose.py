@@ -2,17 +2,19 @@
 
 import re
 from collections.abc import Callable, Iterator
-from itertools import permutations
+from copy import copy
 from typing import cast
 
 from torch.fx import Node
 from torch.fx.node import Argument
 
 from embedl_deploy.errors import PatternError
-from embedl_deploy.graph.nodes import Target, callee_of, input_nodes, is_call, runs
+from embedl_deploy.graph.nodes import Target, callee_of, is_call, runs
+from embedl_deploy.rewriting.fork import Fork
 from embedl_deploy.rewriting.found import Found, Step
+from embedl_deploy.rewriting.listed import ListOf
 from embedl_deploy.rewriting.targets import checked_target, require_condition
-from embedl_deploy.rewriting.tree import Named, Op, Spec, Tree, as_operand, as_tree
+from embedl_deploy.rewriting.tree import Named, Op, Spec, Tree, as_tree
 
 
 class Chain(Tree):
@@ -26,7 +28,7 @@ class Chain(Tree):
         trees += [named(name, link) for name, link in named_links.items()]
         if not trees:
             raise PatternError("a Chain needs at least one link, got none: it could never match")
-        self.links = tuple(trees)
+        self.links = (trees[0], *(_behind_link(tree) for tree in trees[1:]))
         self._is_optional = tuple(may_be_absent(tree) for tree in trees)
         self._before_last = _anchors_before_last(self.links)
         self._may_stand_there: dict[object, bool] = {}
@@ -68,47 +70,6 @@ class Chain(Tree):
                 yield from self._match_up_to(last - 1, open_nodes, after)
         if self._is_optional[last]:
             yield from self._match_up_to(last - 1, values, found)
-
-
-class Fork(Tree):
-    """A node that joins several values, its operands in any order.
-
-    With fewer branches than operands, the operand left over is the link before the fork in a
-    chain: ``Chain(conv=nn.Conv2d, add=Fork(aten.add.Tensor, skip=Input()))``.
-    """
-
-    def __init__(self, join: Spec, *branches: Spec, **named_branches: Spec) -> None:
-        self.join = as_tree(join)
-        trees = [as_operand(branch) for branch in branches]
-        trees += [as_operand(branch, name) for name, branch in named_branches.items()]
-        if not trees:
-            raise PatternError("a Fork needs at least one branch, got none: use Op for one input")
-        self.branches = tuple(trees)
-
-    def anchors(self) -> tuple[Target, ...] | None:
-        return self.join.anchors()
-
-    def match(self, value: Argument, found: Found) -> Iterator[Step]:
-        if not isinstance(value, Node):
-            return
-        for after, _ in self.join.match(value, found):
-            operands = tuple(input_nodes((value.args, value.kwargs)))
-            for order in permutations(range(len(operands)), len(self.branches)):
-                chosen = [operands[position] for position in order]
-                rest = tuple(node for i, node in enumerate(operands) if i not in order)
-                yield from self._match_branches(chosen, rest, after)
-
-    def _match_branches(
-        self, operands: list[Node], rest: tuple[Node, ...], found: Found
-    ) -> Iterator[Step]:
-        steps: list[Step] = [(found, rest)]
-        for tree, operand in zip(self.branches, operands, strict=True):
-            steps = [
-                (after, open_nodes)
-                for before, open_nodes in steps
-                for after, _ in tree.match(operand, before)
-            ]
-        yield from steps
 
 
 class Maybe(Tree):
@@ -215,7 +176,7 @@ class Wildcard(Tree):
             yield tuple(run[:length])
 
 
-class _NamedRun(Tree):
+class NamedRun(Tree):
     """A wildcard whose nodes are captured under one name, in graph order."""
 
     def __init__(self, name: str, wildcard: Wildcard) -> None:
@@ -246,7 +207,7 @@ def _may_start_at(tree: Tree, callee: object) -> bool:
 def named(name: str, spec: Spec) -> Tree:
     """Returns ``spec`` with its root, or its run of nodes, captured under ``name``."""
     if isinstance(spec, Wildcard):
-        return _NamedRun(name, spec)
+        return NamedRun(name, spec)
     if isinstance(spec, Maybe):
         return Maybe(named(name, spec.tree))
     return Named(name, spec)
@@ -254,11 +215,37 @@ def named(name: str, spec: Spec) -> Tree:
 
 def may_be_absent(tree: Tree) -> bool:
     """Tells whether a chain may go without the link ``tree``."""
-    if isinstance(tree, _NamedRun):
+    if isinstance(tree, NamedRun):
         return tree.wildcard.least == 0
     if isinstance(tree, Wildcard):
         return tree.least == 0
     return isinstance(tree, Maybe)
+
+
+def _behind_link(tree: Tree) -> Tree:
+    """Returns ``tree`` with the forks in it told that there is a link before them."""
+    if isinstance(tree, Fork):
+        return tree.behind_link()
+    if isinstance(tree, (Named, Maybe)):
+        return _with(tree, "tree", _behind_link(tree.tree))
+    if isinstance(tree, OneOf):
+        return OneOf(*map(_behind_link, tree.trees))
+    if isinstance(tree, ListOf):
+        return _with(tree, "trees", tuple(map(_behind_link, tree.trees)))
+    if isinstance(tree, Op):
+        return _with(tree, "inputs", tuple(map(_behind_link, tree.inputs)))
+    if isinstance(tree, Chain):
+        return _with(tree, "links", (_behind_link(tree.links[0]), *tree.links[1:]))
+    return tree
+
+
+def _with(tree: Tree, attribute: str, value: object) -> Tree:
+    """Returns ``tree`` with another value of an attribute, itself where it has that value."""
+    if getattr(tree, attribute) == value:
+        return tree
+    changed = copy(tree)
+    setattr(changed, attribute, value)
+    return changed
 
 
 def _anchors_before_last(links: tuple[Tree, ...]) -> tuple[Target, ...] | None:

@@ -1,13 +1,15 @@
 """Puts trees and values into words."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch.fx import Node
 from torch.fx.node import Argument
 
-from embedl_deploy.graph.nodes import Target, module_of
+from embedl_deploy.graph.nodes import Target, input_nodes, module_of
 from embedl_deploy.graph.text import label
-from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, OneOf, may_be_absent
+from embedl_deploy.rewriting.compose import Chain, Maybe, OneOf, may_be_absent
+from embedl_deploy.rewriting.fork import Fork
+from embedl_deploy.rewriting.listed import ListOf
 from embedl_deploy.rewriting.tree import Exactly, Input, Literal, Named, Op, Tree
 
 _MOST_NAMED = 4
@@ -25,7 +27,7 @@ def describe(tree: Tree) -> str:
         return describe(tree.links[-1])
     if isinstance(tree, Fork):
         return describe(tree.join)
-    if isinstance(tree, (Exactly, Literal, Input)):
+    if isinstance(tree, (Exactly, Literal, Input, ListOf)):
         return _describe_value(tree)
     targets = tree.anchors()
     return "any call" if not targets else either(describe_target(item) for item in targets)
@@ -53,7 +55,18 @@ def describe_target(target: Target) -> str:
 
 def describe_value(value: Argument) -> str:
     """Returns what was found in a place, in a few words."""
-    return short_label(value) if isinstance(value, Node) else f"the literal {value!r}"
+    if isinstance(value, Node):
+        return short_label(value)
+    if isinstance(value, (list, tuple)) and any(True for _ in input_nodes(value)):
+        return describe_list(value)
+    return f"the literal {value!r}"
+
+
+def describe_list(items: Sequence[Argument]) -> str:
+    """Returns what a list of nodes holds: how many, and which."""
+    named = [f"%{item.name}" if isinstance(item, Node) else repr(item) for item in items]
+    shown = named if len(named) <= _MOST_NAMED else [*named[: _MOST_NAMED - 1], "…", named[-1]]
+    return f"a list of {len(named)}: {', '.join(shown)}"
 
 
 def short_label(node: Node) -> str:
@@ -78,6 +91,8 @@ def either(names: Iterable[str]) -> str:
 
 
 def _describe_value(tree: Tree) -> str:
+    if isinstance(tree, ListOf):
+        return f"a list of {len(tree.trees)}: {', '.join(map(describe, tree.trees))}"
     if isinstance(tree, Exactly):
         return f"the literal {tree.value!r}"
     if isinstance(tree, Literal):

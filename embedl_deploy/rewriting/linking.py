@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from embedl_deploy.rewriting.compose import Chain, Maybe, OneOf, may_be_absent
 from embedl_deploy.rewriting.describe import describe
+from embedl_deploy.rewriting.listed import ListOf
 from embedl_deploy.rewriting.tree import Exactly, Input, Literal, Named, Op, Previous, Tree
 from embedl_deploy.rewriting.tree_walk import all_trees, captured_names, inner_trees
 
@@ -54,6 +55,6 @@ def _is_closed(tree: Tree) -> bool:
     """Tells whether an input is a value or a literal of its own, not the link before."""
     if isinstance(tree, (Named, Maybe)):
         return _is_closed(tree.tree)
-    if isinstance(tree, OneOf):
+    if isinstance(tree, (OneOf, ListOf)):
         return all(_is_closed(option) for option in tree.trees)
     return isinstance(tree, (Input, Exactly, Literal)) and not isinstance(tree, Previous)

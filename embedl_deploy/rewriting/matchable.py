@@ -5,6 +5,7 @@
 import inspect
 import re
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from functools import lru_cache
 
 from torch import nn
@@ -12,11 +13,13 @@ from torch._ops import OpOverload
 
 from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import Target
-from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, OneOf, Wildcard, may_be_absent
+from embedl_deploy.rewriting.compose import Chain, Maybe, OneOf, Wildcard, may_be_absent
 from embedl_deploy.rewriting.describe import describe, describe_target
+from embedl_deploy.rewriting.fork import Fork
 from embedl_deploy.rewriting.linking import complaints_about_links, complaints_about_names
+from embedl_deploy.rewriting.listed import ListOf
 from embedl_deploy.rewriting.targets import better_spelling
-from embedl_deploy.rewriting.tree import Exactly, Input, Literal, Named, Op, Tree
+from embedl_deploy.rewriting.tree import Exactly, Input, Literal, Named, Op, Previous, Tree
 from embedl_deploy.rewriting.tree_walk import all_trees, captured_names
 
 
@@ -99,6 +102,9 @@ def _complaints_about_chain(chain: Chain) -> Iterator[str]:
             yield (
                 f"link {position} of its Chain is {describe(link)}, and links are calls. Put the "
                 "literal among the inputs of an Op: Op(op, ..., 0.5)"
+                if not isinstance(link, ListOf)
+                else f"link {position} of its Chain is a list, and links are calls. List the "
+                "links themselves, and lists among the inputs of an Op: Op(op, [..., Input()])"
             )
         if position > 0 and _is_value(link):
             yield (
@@ -114,12 +120,30 @@ def _complaints_about_fork(fork: Fork) -> Iterator[str]:
                 f"a branch of its Fork is {describe(branch)}, and branches are computed values. "
                 "Write Op(op, ..., literal) instead"
             )
+        if any(isinstance(part, Previous) for part in all_trees(branch)):
+            yield (
+                "a branch of its Fork holds `...`. The operand that has no branch is the link "
+                "before it: leave `...` out, or write Op(op, ..., Input())"
+            )
     join = fork.join.tree if isinstance(fork.join, Named) else fork.join
-    most = _most_tensors(join.target) if isinstance(join, Op) else None
-    if most is not None and len(fork.branches) > most:
+    if isinstance(join, Op):
+        yield from _complaints_about_join(fork, join)
+
+
+def _complaints_about_join(fork: Fork, join: Op) -> Iterator[str]:
+    most = _most_tensors(join.target)
+    if most is None:
+        return
+    if len(fork.branches) > most:
         yield (
             f"its Fork has {len(fork.branches)} branches, and {describe(fork)} joins {most} "
             "tensors: take branches out, or nest a second Fork"
+        )
+    elif max(fork.counts) < _least_tensors(join.target):
+        behind = " and the link before it" if fork.is_behind_link else ""
+        yield (
+            f"its Fork has {len(fork.branches)} branches{behind}, and {describe(fork)} joins "
+            f"{_least_tensors(join.target)} tensors: list the others, as Input()"
         )
 
 
@@ -132,13 +156,18 @@ def _complaints_about_call(op: Op) -> Iterator[str]:
     name = describe_target(op.target)
     for literal in op.literals:
         if literal not in known:
-            cure = "A module's options are no arguments: test them with where="
-            is_module = isinstance(op.target, type)
-            yield f"{name} has no argument {literal!r}; {listed}. {cure if is_module else ''}"
+            yield f"{name} has no argument {literal!r}; {listed}{_cure_of_name(op, literal, known)}"
     if isinstance(op.target, OpOverload):
         yield from _complaints_about_keywords(op, known)
     if len(op.inputs) > len(known) and isinstance(op.target, OpOverload):
         yield f"{name} takes {len(known)} arguments, {len(op.inputs)} are listed; {listed}"
+
+
+def _cure_of_name(op: Op, name: str, known: Sequence[str]) -> str:
+    if isinstance(op.target, type):
+        return ". A module's options are no arguments: test them with where="
+    nearest = get_close_matches(name, known, n=1)
+    return f". Write {nearest[0]!r}" if nearest else ""
 
 
 def _complaints_about_keywords(op: Op, known: Sequence[str]) -> Iterator[str]:
@@ -190,12 +219,20 @@ def _most_tensors(target: Target) -> int | None:
     return None if is_open else sum("Tensor" in kind for kind in kinds)
 
 
+def _least_tensors(target: Target) -> int:
+    """Returns how many tensors a call of an ATen op reads at least."""
+    if not isinstance(target, OpOverload):
+        return 0
+    schema = target._schema.arguments
+    return sum(str(item.type) == "Tensor" and not item.has_default_value() for item in schema)
+
+
 def _is_literal(tree: Tree) -> bool:
     if isinstance(tree, (Named, Maybe)):
         return _is_literal(tree.tree)
     if isinstance(tree, OneOf):
         return all(_is_literal(option) for option in tree.trees)
-    return isinstance(tree, (Exactly, Literal))
+    return isinstance(tree, (Exactly, Literal, ListOf))
 
 
 def _is_value(tree: Tree) -> bool:

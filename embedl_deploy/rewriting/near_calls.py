@@ -21,7 +21,7 @@ from embedl_deploy.rewriting.objections import (
     swapped_operands,
     wrong_target,
 )
-from embedl_deploy.rewriting.operands import COMMUTATIVE, open_inputs, operand_orders
+from embedl_deploy.rewriting.operands import COMMUTATIVE, commutes, open_inputs, operand_orders
 from embedl_deploy.rewriting.tree import Named, Op, Tree
 
 
@@ -79,7 +79,7 @@ def _called(near: Near, tree: Op, value: Node, attempt: Attempt) -> Iterator[Nea
             continue
         for arguments in operand_orders(value):
             yield from _near_inputs(near, tree, value, arguments, after)
-        if value.target not in COMMUTATIVE and min(len(tree.inputs), len(value.args)) >= 2:
+        if not commutes(value) and min(len(tree.inputs), len(value.args)) >= 2:
             first, second, *rest = next(operand_orders(value))
             for swapped in after.forgive(swapped_operands(tree, value)):
                 yield from _near_inputs(near, tree, value, (second, first, *rest), swapped)

@@ -1,21 +1,35 @@
 """Near matching of chains and forks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 
 from torch.fx import Node
 from torch.fx.node import Argument
 
-from embedl_deploy.graph.nodes import input_nodes
 from embedl_deploy.rewriting.attempt import Attempt
-from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, may_be_absent
+from embedl_deploy.rewriting.compose import Chain, Maybe, may_be_absent
 from embedl_deploy.rewriting.describe import describe
-from embedl_deploy.rewriting.difference import differ
+from embedl_deploy.rewriting.difference import Difference, differ
+from embedl_deploy.rewriting.fork import Fork
 from embedl_deploy.rewriting.near_calls import near_operand
 from embedl_deploy.rewriting.near_steps import Near, NearStep, exact
-from embedl_deploy.rewriting.objections import Place, extra_node, missing_link, not_computed
-from embedl_deploy.rewriting.operands import open_inputs
+from embedl_deploy.rewriting.objections import (
+    Place,
+    extra_node,
+    missing_link,
+    not_computed,
+    other_argument,
+    reordered,
+)
+from embedl_deploy.rewriting.operands import (
+    joined_operands,
+    joining_orders,
+    not_joined,
+    open_inputs,
+)
 from embedl_deploy.rewriting.tree import Tree
+
+_MOST_REORDERED = 4
 
 
 def near_maybe(
@@ -79,12 +93,45 @@ def near_fork(
         for after in attempt.forgive(not_computed(place, describe(tree), value)):
             yield after, ()
         return
-    operands = tuple(input_nodes((value.args, value.kwargs)))
-    for after, _ in near(tree.join, value, attempt, place):
-        if len(operands) < len(tree.branches):
-            yield from _too_few_operands(tree, value, len(operands), after)
-        for order in permutations(range(len(operands)), len(tree.branches)):
-            yield from _near_branches(near, tree, value, operands, order, after)
+    operands = joined_operands(value)
+    for join in tree.joins:
+        others = list(not_joined(value, join.listed, join.literals))
+        for joined, _ in near(join.tree, value, attempt, place):
+            for after in joined.forgive_all([other_argument(value, name) for name in others]):
+                yield from _joined(near, tree, value, operands, after)
+
+
+def _joined(
+    near: Near, tree: Fork, node: Node, operands: tuple[Node, ...], attempt: Attempt
+) -> Iterator[NearStep]:
+    if len(operands) not in tree.counts:
+        for after in attempt.forgive(_other_count(tree, node, len(operands))):
+            yield after, operands
+        return
+    orders = list(joining_orders(node, len(operands), len(tree.branches)))
+    for order in orders:
+        yield from _near_branches(near, tree, node, operands, order, attempt)
+    if len(operands) <= _MOST_REORDERED:
+        yield from _in_another_order(near, tree, node, operands, orders, attempt)
+
+
+def _in_another_order(
+    near: Near,
+    tree: Fork,
+    node: Node,
+    operands: tuple[Node, ...],
+    known: Sequence[tuple[int, ...]],
+    attempt: Attempt,
+) -> Iterator[NearStep]:
+    first = ["the link before"] if len(operands) > len(tree.branches) else []
+    expected = ", ".join([*first, *map(describe, tree.branches)])
+    others = permutations(range(len(operands)), len(tree.branches))
+    orders = [order for order in others if order not in known]
+    for after in attempt.forgive(reordered(Place(node), expected, "them in another order")):
+        for order in orders:
+            for step in _near_branches(near, tree, node, operands, order, after):
+                if step[0].differences == after.differences:
+                    yield step
 
 
 def _near_branches(
@@ -106,8 +153,13 @@ def _near_branches(
     yield from steps
 
 
-def _too_few_operands(tree: Fork, node: Node, found: int, attempt: Attempt) -> Iterator[NearStep]:
-    expected = f"at least {len(tree.branches)} computed operands"
-    cure = "join computed values there, or take the branch out of the Fork"
-    for after in attempt.forgive(differ("argument", node, expected, str(found), cure)):
-        yield after, ()
+def _other_count(tree: Fork, node: Node, found: int) -> Difference:
+    few = found < len(tree.branches)
+    least = "at least " if few else ""
+    expected = f"{least}{' or '.join(map(str, tree.counts))} computed operands"
+    cure = (
+        "join computed values there, or take the branch out of the Fork"
+        if few
+        else "give the Fork a branch for each operand; only a link before it may be left out"
+    )
+    return differ("argument", node, expected, str(found), cure)

@@ -6,9 +6,13 @@ from torch.fx import Node
 from torch.fx.node import Argument
 
 from embedl_deploy.rewriting.attempt import Attempt
-from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, OneOf
+from embedl_deploy.rewriting.compose import Chain, Maybe, NamedRun, OneOf, Wildcard
+from embedl_deploy.rewriting.fork import Fork
+from embedl_deploy.rewriting.listed import ListOf
 from embedl_deploy.rewriting.near_calls import near_op
 from embedl_deploy.rewriting.near_joins import near_chain, near_fork, near_maybe
+from embedl_deploy.rewriting.near_lists import near_list
+from embedl_deploy.rewriting.near_runs import near_run
 from embedl_deploy.rewriting.near_steps import Handler, Near, NearStep, exact
 from embedl_deploy.rewriting.near_values import (
     near_literal,
@@ -53,4 +57,7 @@ _HANDLERS: dict[type, Handler] = {
     OneOf: near_one_of,
     Chain: near_chain,
     Fork: near_fork,
+    ListOf: near_list,
+    Wildcard: near_run,
+    NamedRun: near_run,
 }

@@ -9,8 +9,9 @@ from torch.fx.node import Argument
 from embedl_deploy.graph.nodes import is_call
 from embedl_deploy.rewriting.attempt import Attempt
 from embedl_deploy.rewriting.compose import OneOf
-from embedl_deploy.rewriting.describe import describe, short_label
+from embedl_deploy.rewriting.describe import describe, describe_value, short_label
 from embedl_deploy.rewriting.difference import differ
+from embedl_deploy.rewriting.found import Found
 from embedl_deploy.rewriting.near_steps import Near, NearStep, exact
 from embedl_deploy.rewriting.objections import Place, not_computed, other_literal, wrong_target
 from embedl_deploy.rewriting.operands import open_inputs
@@ -45,8 +46,21 @@ def near_literal(
     yield from fitting
     if fitting:
         return
+    if isinstance(tree, Literal) and tree.name in attempt.found.literals and _admits(tree, value):
+        known = attempt.found.literals[tree.name]
+        expected = f"the literal {tree.name!r} to be {known!r} again"
+        cure = f"read {known!r} in both places, or give the second place a name of its own"
+        found = describe_value(value)
+        for after in attempt.forgive(differ("same value", place.reader, expected, found, cure)):
+            yield after, ()
+        return
     for after in attempt.forgive(other_literal(place, describe(tree), value)):
         yield after, ()
+
+
+def _admits(tree: Literal, value: Argument) -> bool:
+    """Tells whether a literal would fit, had its name not another value already."""
+    return next(tree.match(value, Found()), None) is not None
 
 
 def near_named(

@@ -1,16 +1,23 @@
 """What an exact match would have to differ in, as differences: one function per kind."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import Argument
 
-from embedl_deploy.graph.nodes import bound_arguments
+from embedl_deploy.graph.nodes import bound_arguments, input_nodes
 from embedl_deploy.rewriting.compose import Chain
-from embedl_deploy.rewriting.describe import describe, describe_value, link_name, short_label
+from embedl_deploy.rewriting.describe import (
+    describe,
+    describe_list,
+    describe_value,
+    link_name,
+    short_label,
+)
 from embedl_deploy.rewriting.difference import Difference, differ
+from embedl_deploy.rewriting.listed import ListOf
 from embedl_deploy.rewriting.operands import same_literal, scales_are_plain
 from embedl_deploy.rewriting.spellings import traced_spelling
 from embedl_deploy.rewriting.tree import Op, Tree
@@ -32,6 +39,11 @@ class Place:
         is_named = position < len(names) and not names[position].isdigit()
         argument = repr(names[position]) if is_named else f"input {position}"
         return Place(self.reader, argument)
+
+    def item(self, position: int) -> "Place":
+        """Returns the place of an item of this list argument."""
+        inside = f" of {self.argument}" if self.argument else ""
+        return Place(self.reader, f"item {position}{inside}")
 
 
 def objections(tree: Op, node: Node) -> Iterator[Difference]:
@@ -61,9 +73,25 @@ def not_default(tree: Op, node: Node) -> Iterator[Difference]:
         name = parameter.name
         default: Argument = parameter.default_value if parameter.has_default_value() else None
         if name not in tree.literals and bound.get(name) != default:
-            found, expected = f"{name}={bound.get(name)!r}", f"{name}={default!r}, its default"
-            cure = f"leave {name!r} at its default, or name it: literals={{{name!r}: …}}"
-            yield differ("literal", node, expected, found, cure)
+            yield _not_its_default(node, name, bound.get(name), default)
+
+
+def other_argument(node: Node, name: str) -> Difference:
+    """Returns the difference of a fork's argument that is no operand and not at its default."""
+    value = bound_arguments(node).get(name)
+    if isinstance(node.target, OpOverload):
+        for parameter in node.target._schema.arguments:  # pyright: ignore[reportPrivateUsage]  # torch offers no other way
+            if parameter.name == name and parameter.has_default_value():
+                return _not_its_default(node, name, value, parameter.default_value)
+    expected = f"a computed value as {name!r}"
+    cure = f"write Op(op, ..., literal) in place of the Fork, or name it: literals={{{name!r}: …}}"
+    return differ("literal", node, expected, describe_value(value), cure)
+
+
+def _not_its_default(node: Node, name: str, value: Argument, default: Argument) -> Difference:
+    found, expected = f"{name}={value!r}", f"{name}={default!r}, its default"
+    cure = f"leave {name!r} at its default, or name it: literals={{{name!r}: …}}"
+    return differ("literal", node, expected, found, cure)
 
 
 def scaled(node: Node) -> Difference:
@@ -102,7 +130,35 @@ def not_computed(place: Place, expected: str, value: Argument) -> Difference:
     """Returns the difference of a literal where a computed value must stand."""
     argument = f" as {place.argument}" if place.argument else ""
     cure = "give the tree a literal in this place, or compute the value in the model"
+    if isinstance(value, (list, tuple)) and any(True for _ in input_nodes(value)):
+        cure = _write_a_list(value)
     return differ("value", place.reader, f"{expected}{argument}", describe_value(value), cure)
+
+
+def other_list(place: Place, tree: ListOf, value: Argument) -> Difference:
+    """Returns the difference of what is no list of as many items as the tree lists."""
+    argument = f" as {place.argument}" if place.argument else ""
+    expected = f"a list of {len(tree.trees)}{argument}"
+    if not isinstance(value, (list, tuple)):
+        cure = "take the tree out of its list, or give the model a list there"
+        return differ("value", place.reader, expected, describe_value(value), cure)
+    found = describe_list(value)
+    return differ("argument", place.reader, expected, found, _write_a_list(value))
+
+
+def reordered(place: Place, expected: str, found: str) -> Difference:
+    """Returns the difference of operands that fit in another order."""
+    cure = "list them in the tree in the order of the model: this call does not commute"
+    return differ("argument", place.reader, f"{expected}, in this order", found, cure)
+
+
+def _write_a_list(value: Sequence[Argument]) -> str:
+    items = ["Input()" if isinstance(item, Node) else repr(item) for item in value]
+    listed = items if len(items) <= 4 else [*items[:2], "…", items[-1]]
+    return (
+        f"the argument is a list of {len(items)}: write a list of as many trees, "
+        f"[{', '.join(listed)}]"
+    )
 
 
 def missing_link(tree: Chain, last: int, node: Node) -> Difference:
@@ -131,4 +187,6 @@ def other_literal(place: Place, expected: str, value: Argument) -> Difference:
     """Returns the difference of a literal, or of a computed value in the place of one."""
     argument = f" as {place.argument}" if place.argument else ""
     cure = "change it, or admit it: OneOf(1, 2) lists values, Literal('name') takes any"
+    if isinstance(value, (list, tuple)) and any(True for _ in input_nodes(value)):
+        cure = _write_a_list(value)
     return differ("literal", place.reader, f"{expected}{argument}", describe_value(value), cure)

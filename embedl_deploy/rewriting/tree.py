@@ -1,7 +1,7 @@
 """What a pattern looks for: single nodes, values, literals; ``compose`` has runs and joins."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import EllipsisType
 from typing import cast
 
@@ -10,7 +10,7 @@ from torch.fx import Node
 from torch.fx.node import Argument
 
 from embedl_deploy.errors import PatternError
-from embedl_deploy.graph.nodes import Target, bound_arguments, is_call
+from embedl_deploy.graph.nodes import Target, bound_arguments, input_nodes, is_call
 from embedl_deploy.rewriting.found import Found, Step
 from embedl_deploy.rewriting.operands import (
     open_inputs,
@@ -39,9 +39,15 @@ class Tree(ABC):
         """Returns the name under which the root is captured, if it has one."""
         return None
 
+    def __repr__(self) -> str:
+        from embedl_deploy.rewriting.tree_text import tree_text
 
-Spec = Tree | Target | tuple["Spec", ...] | Literal_ | EllipsisType
-"""How a tree is written: a target stands for ``Op(target)``, a tuple for ``OneOf``."""
+        return tree_text(self)
+
+
+Spec = Tree | Target | Sequence["Spec"] | Literal_ | EllipsisType
+"""How a tree is written: a target stands for ``Op(target)``, a tuple for ``OneOf``, a list that
+holds any of these for a list argument, item by item."""
 
 
 def as_tree(spec: object) -> Tree:
@@ -54,8 +60,12 @@ def as_tree(spec: object) -> Tree:
         return OneOf(*cast("tuple[Spec, ...]", spec))
     if spec is ...:
         return Previous()
-    if spec is None or isinstance(spec, (bool, int, float, str, list, torch.dtype)):
-        return Exactly(cast("object", spec))
+    if isinstance(spec, list):
+        from embedl_deploy.rewriting.listed import tree_of_list
+
+        return tree_of_list(cast("list[object]", spec))
+    if spec is None or isinstance(spec, (bool, int, float, str, torch.dtype)):
+        return Exactly(spec)
     if callable(spec):
         return Op(cast("Target", spec))
     raise PatternError(
@@ -72,7 +82,8 @@ class Op(Tree):
             overloads) or a function.
         *inputs: What the arguments must be, by position. Left out: any arguments. Given: every
             argument beyond them must have its default, so that no literal is overlooked.
-            ``...`` stands for the link before this one in a chain.
+            ``...`` stands for the link before this one in a chain, a list for a list
+            argument of as many items: ``Op(aten.cat.default, [..., Input()], 1)``.
         where: A condition on the node.
         literals: Values that arguments must have, by their schema name.
         **named_inputs: Further inputs by position, captured under their names.
@@ -95,6 +106,7 @@ class Op(Tree):
         )
         self.where = where
         self.literals = dict(literals or {})
+        self._require_plain_literals()
 
     def anchors(self) -> tuple[Target, ...] | None:
         return (self.target,)
@@ -118,6 +130,16 @@ class Op(Tree):
         """Tells whether the node itself fits, its inputs aside."""
         return is_call(node, self.target) and self._admits_called(node)
 
+    def _require_plain_literals(self) -> None:
+        from embedl_deploy.rewriting.listed import holds_tree
+
+        for name, value in self.literals.items():
+            if holds_tree(value):
+                raise PatternError(
+                    f"literals= of Op are plain values, and {name!r} holds a tree: list it among "
+                    "the inputs, by position"
+                )
+
     def _admits_called(self, node: Node) -> bool:
         if self.literals:
             bound = bound_arguments(node)
@@ -134,14 +156,21 @@ class Op(Tree):
             node, len(self.inputs), self.literals
         ):
             return
-        steps: list[Step] = [(found, ())]
-        for tree, argument in zip(self.inputs, arguments, strict=False):
-            steps = [
-                (after, before_open + open_nodes)
-                for before, before_open in steps
-                for after, open_nodes in tree.match(argument, before)
-            ]
-        yield from steps
+        yield from matched_in_turn(self.inputs, arguments, found)
+
+
+def matched_in_turn(
+    trees: tuple[Tree, ...], arguments: Sequence[Argument], found: Found
+) -> list[Step]:
+    """Returns the ways in which the first arguments are the roots of ``trees``, one by one."""
+    steps: list[Step] = [(found, ())]
+    for tree, argument in zip(trees, arguments, strict=False):
+        steps = [
+            (after, before_open + open_nodes)
+            for before, before_open in steps
+            for after, open_nodes in tree.match(argument, before)
+        ]
+    return steps
 
 
 class Input(Tree):
@@ -182,7 +211,10 @@ class Exactly(Tree):
 
 
 class Literal(Tree):
-    """Any literal, captured under ``name`` for ``PatternMatch.literal``."""
+    """Any literal, captured under ``name`` for ``PatternMatch.literal``.
+
+    A list that holds nodes is none.
+    """
 
     def __init__(self, name: str, where: Callable[[object], bool] | None = None) -> None:
         self.name = checked_name("Literal", name)
@@ -193,7 +225,9 @@ class Literal(Tree):
         return ()
 
     def match(self, value: Argument, found: Found) -> Iterator[Step]:
-        if isinstance(value, Node) or (self.where is not None and not self.where(value)):
+        if any(True for _ in input_nodes(value)):
+            return
+        if self.where is not None and not self.where(value):
             return
         bound = found.capture_literal(self.name, value)
         if bound is not None:
@@ -210,6 +244,13 @@ class Named(Tree):
             raise PatternError(
                 f"Named({name!r}, …) names a node, and a literal is none: write "
                 f"Literal({name!r}) alone to capture it"
+            )
+        from embedl_deploy.rewriting.listed import ListOf
+
+        if isinstance(self.tree, ListOf):
+            raise PatternError(
+                f"Named({name!r}, …) names a node, and a list is none: name its items, "
+                f"[Named({name!r}, …), …]"
             )
 
     def anchors(self) -> tuple[Target, ...] | None:

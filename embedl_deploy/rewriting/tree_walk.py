@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 from embedl_deploy.graph.nodes import Target
-from embedl_deploy.rewriting.compose import Chain, Fork, Maybe, OneOf, Wildcard
+from embedl_deploy.rewriting.compose import Chain, Maybe, OneOf, Wildcard
+from embedl_deploy.rewriting.fork import Fork
+from embedl_deploy.rewriting.listed import ListOf
 from embedl_deploy.rewriting.tree import Literal, Named, Op, Tree
 
 
@@ -13,7 +15,7 @@ def inner_trees(tree: Tree) -> tuple[Tree, ...]:
         return tree.inputs
     if isinstance(tree, (Named, Maybe)):
         return (tree.tree,)
-    if isinstance(tree, OneOf):
+    if isinstance(tree, (OneOf, ListOf)):
         return tree.trees
     if isinstance(tree, Chain):
         return tree.links

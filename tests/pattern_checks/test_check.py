@@ -7,11 +7,11 @@ from embedl_deploy.graph.nodes import bound_arguments, shape_of
 from embedl_deploy.modules import FusedConvBN, fused_conv
 from embedl_deploy.rewriting import (
     Chain,
-    Fork,
     Input,
     Literal,
     Maybe,
     Named,
+    OneOf,
     Op,
     Pattern,
     PatternMatch,
@@ -57,7 +57,10 @@ class SwapDifference(Pattern):
     """Wrong: takes x - relu(y) for relu(y) - x."""
 
     phase = Phase.FUSION
-    tree = Fork(ATEN.sub.Tensor, Named("act", nn.ReLU), Named("x", Input()))
+    tree = OneOf(
+        Op(ATEN.sub.Tensor, Named("act", nn.ReLU), Named("x", Input())),
+        Op(ATEN.sub.Tensor, Named("x", Input()), Named("act", nn.ReLU)),
+    )
 
     def replace(self, match: PatternMatch) -> Node:
         doubled = match.call_function(ATEN.neg.default, match["x"])

@@ -24,10 +24,6 @@ def two_outputs(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.relu(), x.exp()
 
 
-def joined(x: Tensor, y: Tensor) -> Tensor:
-    return torch.cat([x, y])
-
-
 class UseSiLU(Pattern):
     """Replaces x · sigmoid(x) with one SiLU."""
 
@@ -122,8 +118,3 @@ def test_a_pattern_by_example_is_right() -> None:
 def test_refuses_an_example_with_two_outputs() -> None:
     with pytest.raises(PatternError, match="one tensor that the pattern replaces"):
         example_tree(two_outputs, ROWS)
-
-
-def test_refuses_an_example_that_joins_a_list() -> None:
-    with pytest.raises(PatternError, match="write it as a Fork"):
-        example_tree(joined, ROWS, ROWS)

@@ -1,0 +1,70 @@
+"""Near matching of runs of nodes."""
+
+from collections.abc import Iterator
+
+from torch.fx import Node
+from torch.fx.node import Argument
+
+from embedl_deploy.graph.nodes import is_call
+from embedl_deploy.rewriting.attempt import Attempt
+from embedl_deploy.rewriting.compose import Wildcard
+from embedl_deploy.rewriting.near_steps import Near, NearStep, exact
+from embedl_deploy.rewriting.objections import Place, wrong_target
+from embedl_deploy.rewriting.operands import open_inputs
+from embedl_deploy.rewriting.tree import Tree
+from embedl_deploy.rewriting.what_if import failed_condition
+
+
+def near_run(
+    near: Near, tree: Tree, value: Argument, attempt: Attempt, place: Place
+) -> Iterator[NearStep]:
+    """Handles ``Wildcard``, named or not."""
+    del near
+    fitting = list(exact(tree, value, attempt))
+    yield from fitting
+    run = tree if isinstance(tree, Wildcard) else getattr(tree, "wildcard", None)
+    assert isinstance(run, Wildcard), "the runs are these two"
+    refused = _first_refused(run, value, attempt)
+    if refused is not None:
+        yield from _in_spite_of(run, value, refused, attempt)
+    elif not fitting:
+        node = value if isinstance(value, Node) else place.reader
+        for after in attempt.forgive(wrong_target(node, tree, place)):
+            yield after, ()
+
+
+def _first_refused(run: Wildcard, value: Argument, attempt: Attempt) -> Node | None:
+    """Returns the node at which the run ends for its condition alone."""
+    for node in _backwards(run, value, attempt):
+        if not run.admits(node):
+            return node
+    return None
+
+
+def _in_spite_of(
+    run: Wildcard, value: Argument, refused: Node, attempt: Attempt
+) -> Iterator[NearStep]:
+    """Yields the run that goes on behind the node ``refused``, up to the next such node."""
+    assert run.where is not None, "only a condition refuses what runs the right thing"
+    for after in attempt.forgive(failed_condition(run.where, refused)):
+        steps: list[NearStep] = []
+        for node in _backwards(run, value, attempt):
+            if node is not refused and not run.admits(node):
+                break
+            after = after.take(node, fits=node is not refused)
+            if refused in after.found.nodes:
+                steps.append((after, open_inputs(node)[:1]))
+        yield from reversed(steps)
+
+
+def _backwards(run: Wildcard, value: Argument, attempt: Attempt) -> Iterator[Node]:
+    """Yields the nodes that run what the run asks for, whatever its condition says of them."""
+    count = 0
+    while isinstance(value, Node) and value not in attempt.found.nodes and count < run.most:
+        if value.op not in ("call_function", "call_module"):
+            return
+        if run.targets is not None and not any(is_call(value, item) for item in run.targets):
+            return
+        yield value
+        count += 1
+        value = next(iter(value.args), None)
