@@ -13,6 +13,7 @@ from embedl_deploy.quantization import (
     QuantConfig,
     QuantGrid,
     TensorQuantConfig,
+    WeightFakeQuantize,
 )
 from embedl_deploy.quantization.dynamic import (
     DynamicQuantizeDequantize,
@@ -22,6 +23,7 @@ from embedl_deploy.quantization.dynamic import (
 )
 from embedl_deploy.quantization.quantize_dequantize import decomposed
 from embedl_deploy.quantization.scales import scale_and_zero_point
+from embedl_deploy.quantization.smoothing import smoothed_errors
 
 PER_TOKEN = TensorQuantConfig(dynamic=Dynamic.PER_TOKEN)
 GENERATOR = torch.Generator().manual_seed(0)
@@ -121,6 +123,22 @@ def test_the_gradient_passes_through(dynamic: Dynamic) -> None:
     with torch.no_grad():
         exact = round_at_run_time(X, QuantGrid.of(PER_TOKEN), dynamic)
     torch.testing.assert_close(rounded.detach(), exact)
+
+
+def test_smoothing_weighs_the_error_that_tokens_with_own_scales_leave() -> None:
+    rows, weight = X.flatten(0, 1), torch.randn(16, 64, generator=GENERATOR)
+    quantizer = WeightFakeQuantize(TensorQuantConfig(per_channel=True), weight.shape)
+    small = rows.abs().amax(1) < 0.1
+    grid, ones = QuantGrid.of(PER_TOKEN), [torch.ones(64)]
+
+    errors = {
+        kind: smoothed_errors(rows, [weight], ones, grid, [quantizer], kind)[0]
+        for kind in (None, *Dynamic)
+    }
+
+    assert 0 < int(small.sum()) < len(rows)
+    assert errors[Dynamic.PER_TENSOR] == pytest.approx(errors[None], rel=1e-3)
+    assert errors[Dynamic.PER_TOKEN] < 0.5 * errors[Dynamic.PER_TENSOR]
 
 
 def test_a_stub_needs_no_data_and_passes_values_while_others_look() -> None:
