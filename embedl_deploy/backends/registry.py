@@ -3,12 +3,14 @@
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from threading import RLock
 from types import MappingProxyType
 
 from embedl_deploy.lowering.engine_choice import check_choice
 from embedl_deploy.rewriting.backend import Backend
+from embedl_deploy.rewriting.telling import told
 
 GROUP = "embedl_deploy.backends"
 """The entry point group through which a distribution offers its backends."""
@@ -18,9 +20,23 @@ def discover_backends() -> Mapping[str, Backend]:
     """Returns every installed backend by name, in alphabetical order; looked up once.
 
     One that cannot be loaded is left out, so that a broken plugin never stops another backend;
-    ``set_backend`` with its name says what is wrong.
+    ``broken_backends`` says what is wrong.
     """
     return _REGISTRY.discover()
+
+
+def broken_backends() -> Mapping[str, str]:
+    """Returns why each installed backend that cannot be loaded cannot, by name."""
+    return _REGISTRY.broken()
+
+
+def require_backend(name: str) -> Backend:
+    """Returns the installed backend called ``name``.
+
+    Raises:
+        ValueError: No installed backend has that name, or it cannot be loaded.
+    """
+    return _REGISTRY.named(name)
 
 
 def set_backend(name: str) -> None:
@@ -102,7 +118,14 @@ class _Registry:
             return found[name]
         if name in self._broken:
             raise ValueError(f"backend {name!r} cannot be used: {self._broken[name]}")
-        raise ValueError(f"unknown backend {name!r}; known backends: {_listed(found)}")
+        raise ValueError(
+            f"unknown backend {name!r}; known backends: {_listed(found)}{_unloadable(self._broken)}"
+        )
+
+    def broken(self) -> Mapping[str, str]:
+        with self._lock:
+            self.discover()
+            return MappingProxyType(dict(self._broken))
 
     def select(self, backend: Backend) -> None:
         with self._lock:
@@ -115,7 +138,7 @@ class _Registry:
             found = self.discover()
         if len(found) == 1:
             return next(iter(found.values()))
-        raise RuntimeError(_no_active(found))
+        raise RuntimeError(_no_active(found) + _unloadable(self._broken))
 
     def reset(self) -> None:
         with self._lock:
@@ -146,14 +169,29 @@ class _Registry:
 def _load_entry(entry: EntryPoint) -> Backend | str:
     """Returns the backend that an entry point names, or why it cannot be had."""
     try:
+        module = import_module(entry.module)
+    except Exception as error:  # noqa: BLE001  # a plugin may fail in any way; the others go on
+        return _not_imported(entry, error)
+    try:
         backend: object = entry.load()
-    except (ImportError, AttributeError) as error:
-        return f"loading {entry.value} failed: {type(error).__name__}: {error}"
+    except AttributeError:
+        offered = [name for name, value in vars(module).items() if isinstance(value, Backend)]
+        return (
+            f"its entry point {entry.value} names {entry.attr!r}, which the module does not have; "
+            f"its backends are {', '.join(offered) or 'none'}"
+        )
     if not isinstance(backend, Backend):
         return f"{entry.value} must be a Backend, got {type(backend).__name__}"
     if backend.name != entry.name:
         return f"its entry point is called {entry.name!r}, the Backend itself {backend.name!r}"
     return _wrong_engine(backend) or backend
+
+
+def _not_imported(entry: EntryPoint, error: Exception) -> str:
+    """Returns what keeps the module of an entry point from being imported."""
+    if isinstance(error, ModuleNotFoundError) and error.name == entry.module:
+        return f"its entry point {entry.value} names a module that is not installed"
+    return f"importing {entry.module} failed: {told(error)}"
 
 
 def _wrong_engine(backend: Backend) -> str | None:
@@ -177,6 +215,13 @@ def _no_active(found: Mapping[str, Backend]) -> str:
         f"no backend is active and several are installed: {_listed(found)}. "
         f"Call embedl_deploy.backend.set_backend({next(iter(found))!r}) or with another of them"
     )
+
+
+def _unloadable(broken: Mapping[str, str]) -> str:
+    if not broken:
+        return ""
+    listed = "; ".join(f"{name!r}, because {reason}" for name, reason in sorted(broken.items()))
+    return f". Installed and not loadable: {listed}"
 
 
 def _listed(found: Mapping[str, Backend]) -> str:

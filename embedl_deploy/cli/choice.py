@@ -36,6 +36,9 @@ class Choice:
     plan: Path | None = None
     """A saved plan to replay."""
 
+    strict: bool = True
+    """Whether a site of the saved plan that the model no longer has is an error."""
+
     save_plan: Path | None = None
     """Where to save the plan that is applied."""
 
@@ -43,13 +46,15 @@ class Choice:
         """Asserts that the options go together and that the plan can be written.
 
         Raises:
-            BadParameter: A plan and words are given.
+            BadParameter: A plan and words are given, or --no-strict without a plan.
             OutputPathError: The plan cannot be written.
         """
         if self.plan is not None and (self.only or self.skip):
             raise typer.BadParameter(
                 "--plan says what to rewrite: give it, or --only and --skip, not both"
             )
+        if self.plan is None and not self.strict:
+            raise typer.BadParameter("--no-strict is for a saved plan: give --plan with it")
         require_writable(self.save_plan)
 
 
@@ -58,10 +63,15 @@ EVERYTHING = Choice()
 
 
 def chosen(
-    only: list[str] | None, skip: list[str] | None, plan: Path | None, save_plan: Path | None
+    only: list[str] | None,
+    skip: list[str] | None,
+    plan: Path | None,
+    save_plan: Path | None,
+    *,
+    strict: bool = True,
 ) -> Choice:
     """Returns what the options of a command say, which was found to be possible."""
-    choice = Choice(tuple(only or ()), tuple(skip or ()), plan, save_plan)
+    choice = Choice(tuple(only or ()), tuple(skip or ()), plan, strict, save_plan)
     choice.require_possible()
     return choice
 
@@ -76,7 +86,7 @@ def transformed(loaded: LoadedModel, backend: str, choice: Choice) -> Transforma
     model, args, kwargs = loaded.model, loaded.args, loaded.kwargs
     if choice.plan is not None:
         traced = get_transformation_plan(model, args, kwargs, patterns=()).model
-        plan = TransformationPlan.load(choice.plan, traced)
+        plan = TransformationPlan.load(choice.plan, traced, strict=choice.strict)
     else:
         try:
             plan = get_transformation_plan(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from embedl_deploy.backends.registry import discover_backends
+from embedl_deploy.backends.registry import require_backend
 from embedl_deploy.quantization import CalibrationMethod, QuantConfig, TensorQuantConfig
 
 DEFAULT_BACKEND = "inductor"
@@ -35,9 +35,10 @@ class RunPrecision(StrEnum):
 
 
 def _known_backend(name: str) -> str:
-    known = discover_backends()
-    if name not in known:
-        raise typer.BadParameter(f"unknown backend {name!r}; known backends: {', '.join(known)}")
+    try:
+        require_backend(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     return name
 
 
@@ -110,6 +111,15 @@ SkipOption = Annotated[
 PlanOption = Annotated[
     Path | None,
     typer.Option("--plan", help="Replay the decisions of a saved plan; it names its patterns."),
+]
+
+StrictOption = Annotated[
+    bool,
+    typer.Option(
+        " /--no-strict",
+        help="With --plan: apply what still fits where the model no longer has every saved site.",
+        show_default=False,
+    ),
 ]
 
 SavePlanOption = Annotated[

@@ -23,6 +23,8 @@ from embedl_deploy.rewriting.verify import ROLLED_BACK, require_choice
 Progress = Callable[[str, float], None]
 """Told the name of the step that runs and the share that is done, 0 to 1."""
 
+_GONE = "the saved plan holds {}, which the model no longer has"
+
 SiteKey = tuple[str, str, str, tuple[str, ...]]
 """Stage, pattern, last node, consumed nodes."""
 
@@ -198,7 +200,7 @@ def recorded(
         passes=records,
         backend=record.backend,
         tracer=record.tracer,
-        notes=(*record.notes, *notes),
+        notes=(*record.notes, *notes, *(_GONE.format(site) for site in plan.missing)),
         key_map=dict(record.key_map),
         coverage=_coverage(plan.model, records),
     )

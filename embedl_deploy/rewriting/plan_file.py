@@ -1,7 +1,8 @@
 """Plans as JSON files."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar, cast
@@ -19,17 +20,14 @@ from embedl_deploy.rewriting.fingerprint import site_fingerprint
 from embedl_deploy.rewriting.match import PatternMatch
 from embedl_deploy.rewriting.pattern import Pattern, instances
 from embedl_deploy.rewriting.plan import SiteKey, TransformationPlan, make_plan, site_key
+from embedl_deploy.rewriting.plan_content import FORMAT, Entry, read_plan, require_known_patterns
 from embedl_deploy.rewriting.refusal import Refusal
 from embedl_deploy.tracing import trace
-
-FORMAT = 1
-"""Version of the file format."""
 
 _WAYS_TO_FIND = 3
 """How many likenesses a site has; all sites are sought by the surest before the next is tried."""
 
 P = TypeVar("P", bound=TransformationPlan)
-Entry = dict[str, object]
 
 
 def save_plan(plan: TransformationPlan, path: Path) -> None:
@@ -58,17 +56,20 @@ def load_plan(
     strict: bool,
 ) -> P:
     """Reads a plan and fits it to ``model``; see ``TransformationPlan.load``."""
-    content = _read(path)
+    content = read_plan(path)
+    given = () if patterns is None else instances(patterns)
+    require_known_patterns(content, [rule.name for rule in given], path)
     traced = isinstance(model, GraphModule) and has_record(model)
     graph_module = cast("GraphModule", model) if traced else trace(model, args, kwargs)
-    rules = patterns or _patterns_named(cast("list[str]", content["patterns"]), path)
-    plan = make_plan(graph_module, rules, cast("str | None", content["backend"]), kind=kind)
-    plan.missing = _transfer(cast("list[Entry]", content["sites"]), plan)
+    rules = given or _patterns_named(content["patterns"], path)
+    plan = make_plan(graph_module, rules, content["backend"], kind=kind)
+    plan.missing = _transfer(content["sites"], plan)
     if plan.missing and strict:
         raise PlanError(
             f"{path} no longer fits the model at {len(plan.missing)} sites: "
             + "; ".join(plan.missing[:5])
-            + ". Plan anew, or load with strict=False to apply what still fits"
+            + ". Plan anew, or load with strict=False (--no-strict on the command line) to apply "
+            "what still fits"
         )
     return cast("P", plan)
 
@@ -108,42 +109,20 @@ def _entry(match: PatternMatch, details: dict[SiteKey, Entry]) -> Entry:
     return entry
 
 
-def _read(path: Path) -> Entry:
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise PlanError(f"the plan {path} cannot be read: {error}") from error
-    except ValueError as error:
-        raise PlanError(f"{path} is no plan: {error}") from error
-    if not isinstance(content, dict) or cast("Entry", content).get("format") != FORMAT:
-        raise PlanError(f"{path} is no plan of format {FORMAT}, which this version reads")
-    lost = _lost_keys(cast("Entry", content))
-    if lost:
-        raise PlanError(f"{path} is damaged: it lacks {lost}")
-    return cast("Entry", content)
-
-
-def _lost_keys(content: Entry) -> str:
-    """Returns which required keys a plan's content lacks, "" if none."""
-    top = [key for key in ("backend", "patterns", "sites") if key not in content]
-    if top:
-        return ", ".join(top)
-    for number, entry in enumerate(cast("list[Entry]", content["sites"])):
-        lost = [key for key in ("stage", "pattern", "site", "nodes", "apply") if key not in entry]
-        if lost:
-            return f"{', '.join(lost)} of site {number}"
-    return ""
-
-
 def _patterns_named(names: list[str], path: Path) -> tuple[Pattern, ...]:
     known = {kind.name: kind for kind in _subclasses(Pattern)}
     lost = [name for name in names if name not in known]
     if lost:
         raise PlanError(
-            f"{path} names patterns that are not defined here: {', '.join(lost)}. Import the "
-            "modules that define them, or give patterns="
+            f"{path} names patterns that are not defined here: {', '.join(lost)}"
+            f"{_near(lost[0], known)}. Import the modules that define them, or give patterns="
         )
     return instances([known[name] for name in names])
+
+
+def _near(name: str, known: Collection[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f" (the nearest is {near[0]})" if near else ""
 
 
 def _subclasses(kind: type[Pattern]) -> Iterator[type[Pattern]]:
@@ -167,10 +146,14 @@ def _transfer(entries: list[Entry], plan: TransformationPlan) -> tuple[str, ...]
         if match.apply:
             match.apply, match.refusal = False, Refusal("the saved plan does not hold this site")
     return tuple(
-        f"{entry['pattern']} at %{entry['site']} (module {entry.get('module')})"
+        f"{entry['pattern']} at %{entry['site']}{_module(entry)}"
         for number, entry in enumerate(entries)
         if number not in found and entry["apply"]
     )
+
+
+def _module(entry: Entry) -> str:
+    return f" (module {entry['module']})" if entry.get("module") else ""
 
 
 def _find_again(
@@ -217,6 +200,6 @@ def _take(
 
 
 def _decide(match: PatternMatch, entry: Entry) -> None:
-    match.apply = bool(entry["apply"])
+    match.apply = cast("bool", entry["apply"])
     if not match.apply and match.refusal is None:
         match.refusal = Refusal(str(entry.get("reason", "vetoed in the saved plan")))

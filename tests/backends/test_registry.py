@@ -10,6 +10,7 @@ from torch import nn
 from embedl_deploy import transform
 from embedl_deploy.backend import (
     Backend,
+    broken_backends,
     discover_backends,
     get_backend,
     reset_backends,
@@ -101,6 +102,51 @@ def test_a_broken_plugin_does_not_stop_the_others(install: Install) -> None:
     assert get_backend().name == "one"
     with pytest.raises(ValueError, match=r"'bad' cannot be used.*no_such_library"):
         set_backend("bad")
+
+
+@pytest.mark.parametrize(
+    ("body", "entry", "because"),
+    [
+        (
+            "import no_such",
+            "maker_bad:X",
+            r"importing maker_bad failed: ModuleNotFoundError.*bad.py:2",
+        ),
+        ("X = 1 / 0", "maker_bad:X", r"importing maker_bad failed: ZeroDivisionError.*bad.py:2"),
+        ("X =", "maker_bad:X", "importing maker_bad failed: SyntaxError"),
+        ("raise KeyError('a')", "maker_bad:X", "importing maker_bad failed: KeyError"),
+        (
+            "Y = Backend('bad')",
+            "maker_bad:X",
+            "names 'X', which the module does not have; .* are Y",
+        ),
+        ("", "maker_none:X", "entry point maker_none:X names a module that is not installed"),
+    ],
+)
+def test_only_the_broken_backend_fails_and_says_why(
+    install: Install, body: str, entry: str, because: str
+) -> None:
+    install("maker_one", "ONE = Backend('one')", one="maker_one:ONE")
+    install("maker_bad", body, bad=entry)
+
+    set_backend("one")
+
+    assert get_backend().name == "one"
+    assert list(discover_backends()) == ["one"]
+    assert list(broken_backends()) == ["bad"]
+    with pytest.raises(ValueError, match=f"backend 'bad' cannot be used: .*{because}"):
+        set_backend("bad")
+    with pytest.raises(
+        ValueError, match=f"unknown backend 'two'; known backends: one. Installed .*{because}"
+    ):
+        set_backend("two")
+
+
+def test_says_what_is_not_loadable_where_nothing_else_is_there(install: Install) -> None:
+    install("maker_bad", "X = 3", bad="maker_bad:X")
+
+    with pytest.raises(RuntimeError, match=r"not loadable: 'bad', because .* got int"):
+        get_backend()
 
 
 @pytest.mark.parametrize(

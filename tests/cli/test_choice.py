@@ -33,6 +33,21 @@ def test_a_saved_plan_is_replayed(run: Run, models: str) -> None:
     assert "left out by skip='norm'" in replayed.output
 
 
+def test_a_plan_with_a_site_that_is_gone_is_applied_where_asked(run: Run, models: str) -> None:
+    run("transform", f"{models}:small", "--save-plan", "plan.json", "--json")
+    plan = json.loads(Path("plan.json").read_text())
+    plan["sites"][0].update(nodes=["gone"], fingerprint=None)
+    Path("plan.json").write_text(json.dumps(plan))
+
+    refused = run("transform", f"{models}:small", "--plan", "plan.json")
+    replayed = run("transform", f"{models}:small", "--plan", "plan.json", "--no-strict", "--json")
+
+    assert refused.code == ExitCode.REWRITING
+    assert "--no-strict" in refused.messages
+    assert replayed.code == 0
+    assert "the saved plan holds" in replayed.output
+
+
 def test_quantize_leaves_skipped_modules_and_patterns_in_float(run: Run, models: str) -> None:
     whole = run("quantize", f"{models}:small", "--data", f"{models}:images", "--json")
     module = run(
@@ -53,6 +68,7 @@ def test_quantize_leaves_skipped_modules_and_patterns_in_float(run: Run, models:
     [
         (("--skip", "fuse-nothing"), ExitCode.USAGE, "means no pattern, stage or module"),
         (("--plan", "p.json", "--only", "fusion"), ExitCode.USAGE, "not both"),
+        (("--no-strict",), ExitCode.USAGE, "give --plan with it"),
         (("--plan", "absent.json"), ExitCode.REWRITING, "cannot be read"),
         (("--save-plan", "no/plan.json"), ExitCode.FILE, "there is no folder no"),
     ],

@@ -160,3 +160,65 @@ def test_plans_do_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
 
     assert len(plans) == 1
     assert b"fuse-conv-norm-activation" in plans.pop()
+
+
+def changed(path: Path, **fields: object) -> Path:
+    """Writes a plan of one site in which some fields are others."""
+    make_plan(trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval(), (ROW,)), RULES).save(path)
+    content = json.loads(path.read_text())
+    top = {key: value for key, value in fields.items() if key in ("backend", "patterns", "sites")}
+    content.update(top)
+    if "sites" not in top:
+        content["sites"][0].update({key: fields[key] for key in fields if key not in top})
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"apply": "no"}, 'apply must be true or false, got "no", in the entry of site 0'),
+        ({"apply": 1}, "apply must be true or false, got 1"),
+        ({"apply": None}, "apply must be true or false, got null"),
+        ({"stage": "fuzion"}, "stage must be one of conversion, fusion, .*, got 'fuzion'"),
+        ({"nodes": "relu"}, "nodes must be a list of names, got 'relu'"),
+        ({"site": None}, "site must be a name, got None"),
+        (
+            {"pattern": "fuse-linaer-activation"},
+            "site 0 of .* is of pattern 'fuse-linaer-activation', which the file does not list: "
+            "did you mean 'fuse-linear-activation'",
+        ),
+        ({"patterns": "fuse-linear-activation"}, "its patterns must be a list of names"),
+        (
+            {"patterns": ["fuse-linaer-activation"], "pattern": "fuse-linaer-activation"},
+            r"not defined here: fuse-linaer-activation \(the nearest is fuse-linear-activation\)",
+        ),
+        ({"backend": 3}, "its backend must be a name or null, got 3"),
+        ({"sites": {}}, "its sites must be a list, got {}"),
+        ({"sites": ["relu"]}, "a list of fields must stand there, got 'relu', in place of site 0"),
+    ],
+)
+def test_a_field_that_holds_something_else_is_named(
+    tmp_path: Path, fields: dict[str, object], reason: str
+) -> None:
+    path = changed(tmp_path / "plan.json", **fields)
+
+    for strict in (True, False):
+        with pytest.raises(PlanError, match=reason):
+            TransformationPlan.load(
+                path, nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval(), (ROW,), strict=strict
+            )
+
+
+def test_what_a_lenient_load_leaves_out_is_in_the_report(tmp_path: Path) -> None:
+    path = changed(tmp_path / "plan.json", module="", fingerprint=None, nodes=["gone"])
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
+
+    with pytest.raises(PlanError, match=r"fuse-linear-activation at %_1\. Plan anew.*--no-strict"):
+        TransformationPlan.load(path, model, (ROW,))
+    plan = TransformationPlan.load(path, model, (ROW,), strict=False)
+    _, report = apply_plan(plan)
+
+    assert report.notes == (
+        "the saved plan holds fuse-linear-activation at %_1, which the model no longer has",
+    )

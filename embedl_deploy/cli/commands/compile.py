@@ -27,6 +27,7 @@ from embedl_deploy.cli.options import (
     SavePlanOption,
     SeedOption,
     SkipOption,
+    StrictOption,
     input_shapes,
     quant_config,
 )
@@ -50,6 +51,7 @@ def compile_command(
     only: OnlyOption = None,
     skip: SkipOption = None,
     plan: PlanOption = None,
+    strict: StrictOption = True,
     save_plan: SavePlanOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -57,7 +59,7 @@ def compile_command(
     """Rewrites, quantizes and builds MODEL; embedl_deploy.load_lowered loads the file."""
     screen = Screen(as_json=as_json)
     require_writable(output)
-    choice = chosen(only, skip, plan, save_plan)
+    choice = chosen(only, skip, plan, save_plan, strict=strict)
     with screen.step(f"loading {model}"):
         loaded = load_model(model, input_shapes=input_shapes(inputs), seed=seed)
         batches = calibration_inputs(loaded, data, samples) if precision.is_integer else None

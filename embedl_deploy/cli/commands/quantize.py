@@ -22,6 +22,7 @@ from embedl_deploy.cli.options import (
     SavePlanOption,
     SeedOption,
     SkipOption,
+    StrictOption,
     input_shapes,
     quant_config,
 )
@@ -49,6 +50,7 @@ def quantize_command(
     only: OnlyOption = None,
     skip: SkipOption = None,
     plan: PlanOption = None,
+    strict: StrictOption = True,
     save_plan: SavePlanOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -56,7 +58,7 @@ def quantize_command(
     """Rewrites MODEL and rounds it to int8; --output saves a .pt2 program that simulates it."""
     screen = Screen(as_json=as_json)
     require_writable(output)
-    choice = chosen(only, skip, plan, save_plan)
+    choice = chosen(only, skip, plan, save_plan, strict=strict)
     with screen.step(f"loading {model}"):
         loaded = load_model(model, input_shapes=input_shapes(inputs), seed=seed)
         batches = calibration_inputs(loaded, data, samples)

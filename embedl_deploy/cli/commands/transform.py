@@ -20,6 +20,7 @@ from embedl_deploy.cli.options import (
     SavePlanOption,
     SeedOption,
     SkipOption,
+    StrictOption,
     input_shapes,
 )
 from embedl_deploy.cli.output_files import require_writable
@@ -41,6 +42,7 @@ def transform_command(
     only: OnlyOption = None,
     skip: SkipOption = None,
     plan: PlanOption = None,
+    strict: StrictOption = True,
     save_plan: SavePlanOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -48,7 +50,7 @@ def transform_command(
     """Rewrites MODEL with a backend's conversions and fusions; --output saves a .pt2 program."""
     screen = Screen(as_json=as_json)
     require_writable(output)
-    choice = chosen(only, skip, plan, save_plan)
+    choice = chosen(only, skip, plan, save_plan, strict=strict)
     with screen.step(f"loading {model}"):
         loaded = load_model(model, input_shapes=input_shapes(inputs), seed=seed)
     with screen.step(f"rewriting for {backend}"):
