@@ -7,7 +7,7 @@ from typing import cast
 from torch import nn
 
 from embedl_deploy.errors import PatternError
-from embedl_deploy.rewriting.targets import checked_target
+from embedl_deploy.rewriting.targets import checked_root
 
 
 def require_several(patterns: object, field: str = "patterns") -> None:
@@ -37,7 +37,7 @@ def require_tuples(rule: str, attributes: Mapping[str, object]) -> None:
             )
         for item in cast("tuple[object, ...]", value):
             if attribute == "roots":
-                checked_target(item)
+                checked_root(rule, item)
             elif not isinstance(item, str):
                 raise PatternError(f"{attribute} of {rule} is a tuple of names, got {item!r} in it")
 

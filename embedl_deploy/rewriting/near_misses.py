@@ -14,6 +14,7 @@ from embedl_deploy.rewriting.near_matching import near
 from embedl_deploy.rewriting.objections import Place
 from embedl_deploy.rewriting.pattern import Pattern, also_used
 from embedl_deploy.rewriting.refusal import Refusal, is_fault
+from embedl_deploy.rewriting.telling import told
 from embedl_deploy.rewriting.tree import Tree
 from embedl_deploy.rewriting.tree_walk import targets_in
 
@@ -99,7 +100,7 @@ def _at(
     pattern: Pattern, tree: Tree, root: Node, around: Node | None
 ) -> Iterator[tuple[_Rank, NearMiss]]:
     best: tuple[_Rank, NearMiss] | None = None
-    for attempt in _attempts(tree, root):
+    for attempt in _told_attempts(pattern, tree, root):
         touched = {item.node for item in attempt.differences} | {n.name for n in attempt.fitting}
         if not attempt.fitting and root is not around:
             continue
@@ -122,7 +123,27 @@ def _one_call_away(
     That is all there is to say of a tree of one node when no node runs what it names.
     """
     found = [item for root in _calls(graph_module) for item in _at(pattern, tree, root, root)]
-    return [item for item in found if len(item[1].differences) == 1]
+    alone = [item for item in found if len(item[1].differences) == 1]
+    return [((rank[0] + _distance(miss.first), *rank[1:]), miss) for rank, miss in alone]
+
+
+def _distance(difference: Difference) -> int:
+    """Ranks single calls: the right one in a wrong state, one spelled otherwise, any other."""
+    if difference.aspect not in ("target", "value"):
+        return 0
+    return 1 if difference.found in difference.cure else 2
+
+
+def _told_attempts(pattern: Pattern, tree: Tree, root: Node) -> list[Attempt]:
+    """Returns the ways to fit, or the mistake in a condition of the tree that keeps them back."""
+    try:
+        return list(_attempts(tree, root))
+    except Exception as error:  # noqa: BLE001  # a condition may fail in any way; it is told
+        expected = f"every where= in the tree of {pattern.name} to answer yes or no"
+        found, cure = f"one that raised {told(error)}", "correct the condition at that line"
+        return [
+            Attempt(differences=(differ("fault", root, expected, found, cure),), fitting=(root,))
+        ]
 
 
 def _attempts(tree: Tree, root: Node) -> Iterator[Attempt]:
@@ -149,7 +170,10 @@ def _without_repetition(
     """Leaves out what fits inside a whole match, or inside a better miss before it."""
     kept: list[NearMiss] = []
     known = [set(names) for names in covered]
+    faults = [miss for miss in misses if miss.first.aspect == "fault"]
     for miss in misses:
+        if miss in faults[1:]:
+            continue
         if not any(set(miss.matched) <= other for other in known):
             kept.append(miss)
             known.append(set(miss.matched))

@@ -28,8 +28,16 @@ def near_run(
     if refused is not None:
         yield from _in_spite_of(run, value, refused, attempt)
     elif not fitting:
-        node = value if isinstance(value, Node) else place.reader
-        for after in attempt.forgive(wrong_target(node, tree, place)):
+        yield from _substituted(tree, value, attempt, place)
+
+
+def _substituted(tree: Tree, value: Argument, attempt: Attempt, place: Place) -> Iterator[NearStep]:
+    """Yields the attempt with ``value`` in the place of the last node of the run."""
+    node = value if isinstance(value, Node) else place.reader
+    for after in attempt.forgive(wrong_target(node, tree, place)):
+        if isinstance(value, Node) and value.op.startswith("call_"):
+            yield after.take(value, fits=False), open_inputs(value)[:1]
+        else:
             yield after, ()
 
 
@@ -44,14 +52,12 @@ def _first_refused(run: Wildcard, value: Argument, attempt: Attempt) -> Node | N
 def _in_spite_of(
     run: Wildcard, value: Argument, refused: Node, attempt: Attempt
 ) -> Iterator[NearStep]:
-    """Yields the run that goes on behind the node ``refused``, up to the next such node."""
+    """Yields the run that goes on behind ``refused``, the first node of those that are."""
     assert run.where is not None, "only a condition refuses what runs the right thing"
     for after in attempt.forgive(failed_condition(run.where, refused)):
         steps: list[NearStep] = []
         for node in _backwards(run, value, attempt):
-            if node is not refused and not run.admits(node):
-                break
-            after = after.take(node, fits=node is not refused)
+            after = after.take(node, fits=run.admits(node))
             if refused in after.found.nodes:
                 steps.append((after, open_inputs(node)[:1]))
         yield from reversed(steps)

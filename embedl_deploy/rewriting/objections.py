@@ -17,6 +17,7 @@ from embedl_deploy.rewriting.describe import (
     short_label,
 )
 from embedl_deploy.rewriting.difference import Difference, differ
+from embedl_deploy.rewriting.layer_ops import in_place_of_layer
 from embedl_deploy.rewriting.listed import ListOf
 from embedl_deploy.rewriting.operands import same_literal, scales_are_plain
 from embedl_deploy.rewriting.spellings import traced_spelling
@@ -166,14 +167,22 @@ def missing_link(tree: Chain, last: int, node: Node) -> Difference:
     link = link_name(tree.links[last])
     readers = ", ".join(f"%{reader.name} = {short_label(reader)}" for reader in node.users)
     found = f"none: it is read by {readers or 'nothing'}"
-    return differ("link", node, f"{link} after it", found, "add it, or wrap the link in Maybe(…)")
+    cure = _for_layers(tree.links[last]) or "add it, or wrap the link in Maybe(…)"
+    return differ("link", node, f"{link} after it", found, cure)
+
+
+def _for_layers(tree: Tree) -> str | None:
+    """Returns what to write where all that ``tree`` asks for are layers that tracing unfolds."""
+    better = [in_place_of_layer(target) for target in tree.anchors() or (None,)]
+    return None if None in better else better[0]
 
 
 def missing_operand(tree: Op, node: Node, place: Place) -> Difference:
     """Returns the difference of a node that is read where a call on it must stand."""
     argument = f" as {place.argument}" if place.argument else ""
     expected, found = f"{describe(tree)}{argument}", f"%{node.name} = {short_label(node)} itself"
-    return differ("link", place.reader, expected, found, "add it, or admit its absence: Maybe(…)")
+    cure = _for_layers(tree) or "add it, or admit its absence: Maybe(…)"
+    return differ("link", place.reader, expected, found, cure)
 
 
 def extra_node(link: Tree, node: Node) -> Difference:

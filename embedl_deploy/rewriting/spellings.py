@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from embedl_deploy.graph.nodes import Target
 from embedl_deploy.rewriting.describe import describe_target
+from embedl_deploy.rewriting.layer_ops import in_place_of_layer
 from embedl_deploy.rewriting.targets import lifted_class
 from embedl_deploy.tracing.clean import VIEWS
 
@@ -26,7 +27,7 @@ def traced_spelling(target: Target, found: Node) -> str | None:
         found: What stands in its place: what became of a layer is told from where it was made.
     """
     if isinstance(target, type):
-        return _of_layer(target, found)
+        return _of_layer(target, found) or in_place_of_layer(target)
     if isinstance(target, (OpOverload, OpOverloadPacket)):
         return _of_op(cast("OpOverload | OpOverloadPacket", target), found)
     if getattr(operator, str(getattr(target, "__name__", "")), None) is target:

@@ -43,6 +43,22 @@ def checked_target(target: object) -> Target:
     return cast("Target", target)
 
 
+def checked_root(rule: str, target: object) -> Target:
+    """Returns ``target`` if a node of a traced graph can run it.
+
+    Raises:
+        PatternError: It is a function of torch, or nothing that a node runs.
+    """
+    checked = checked_target(target)
+    better = better_spelling(checked)
+    if better is not None:
+        raise PatternError(
+            f"roots of {rule} names {getattr(target, '__name__', target)}, which no node runs: "
+            f"traced graphs hold ATen ops and layers of torch.nn. Write {better}"
+        )
+    return checked
+
+
 def checked_name(tree: str, name: object) -> str:
     """Returns the name under which a tree captures something.
 
