@@ -69,8 +69,12 @@ def check_rewrite(
         The rewritten graph, for further assertions.
 
     Raises:
+        ValueError: ``before`` is no module, or ``expected`` neither a module nor a text.
         AssertionError: Any of this does not hold; the message holds the printed graph.
     """
+    _require_module("before", before)
+    if not isinstance(expected, str):
+        _require_module("expected", expected, or_else=", or the text that graph_text must give")
     args = _as_args(example)
     model = randomize(copy.deepcopy(before))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -110,6 +114,7 @@ def check_refusal(
     Raises:
         AssertionError: The pattern rewrote something, refused nothing, or for another reason.
     """
+    _require_module("before", before)
     args = _as_args(_example_for(before) if example is None else example)
     graph_module = trace(before, args, kwargs)
     text = graph_text(graph_module)
@@ -137,6 +142,13 @@ def assert_same_graph(first: GraphModule, second: GraphModule) -> None:
     if not _is_same_graph(first, second):
         raise AssertionError(
             f"the graphs differ. Got:\n{graph_text(first)}\n\nexpected:\n{graph_text(second)}"
+        )
+
+
+def _require_module(argument: str, given: object, or_else: str = "") -> None:
+    if not isinstance(given, nn.Module):
+        raise ValueError(
+            f"{argument} is a module{or_else}; got {given!r} of {type(given).__name__}"
         )
 
 

@@ -40,7 +40,7 @@ def test_the_export_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_pattern_and_its_test_run() -> None:
-    names: dict[str, object] = {"torch": torch}
+    names: dict[str, object] = {}
 
     exec(SCRIPTS[1], names)
 

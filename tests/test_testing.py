@@ -1,8 +1,11 @@
+from typing import cast
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from embedl_deploy.patterns import FuseConvNorm
 from embedl_deploy.rewriting import (
     Chain,
     Input,
@@ -258,3 +261,12 @@ def test_names_in_an_expected_text_do_not_matter() -> None:
     differs = r"line 3 is '%mul.*-1\)', expected '%b.*%image, -1\)'"
     with pytest.raises(AssertionError, match=differs):
         check_rewrite(AsPixelUnshuffle, NegatedBlocks(), expected=other, example=SMALL)
+
+
+@pytest.mark.parametrize("expected", [None, nn.ReLU, 3])
+def test_what_is_expected_is_a_module_or_a_text(expected: object) -> None:
+    wrong = cast("nn.Module", expected)
+    with pytest.raises(ValueError, match="expected is a module, or the text that graph_text must"):
+        check_rewrite(FuseConvNorm, before=nn.ReLU(), expected=wrong, example=torch.ones(1))
+    with pytest.raises(ValueError, match="before is a module; got"):
+        check_refusal(FuseConvNorm, before=wrong, because="nothing")

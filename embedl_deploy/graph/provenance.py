@@ -1,7 +1,7 @@
 """Which rule made a node, from which nodes, from which line of the user's model."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import nn
 from torch.fx import Node
@@ -80,7 +80,16 @@ class Blame:
 
 
 def blame(node: Node) -> Blame:
-    """Returns which rule made ``node``, from which nodes, from which line of the user's model."""
+    """Returns which rule made ``node``, from which nodes, from which line of the user's model.
+
+    Raises:
+        ValueError: It is no node of a graph.
+    """
+    if not isinstance(cast("object", node), Node):
+        raise ValueError(
+            f"blame takes a node, got {node!r}: write blame(next(node for node in "
+            "model.graph.nodes if node.name == 'relu'))"
+        )
     return Blame(node.name, label(node), source_line(node), rewrites_of(node))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from random import Random
+from typing import cast
 
 from torch import nn
 
@@ -63,9 +64,11 @@ def check_pattern(
         What was tried.
 
     Raises:
+        ValueError: ``examples`` or ``max_examples`` is not what it must be.
         AssertionError: The pattern is wrong somewhere; the message holds the graph.
         MissingDependencyError: hypothesis is not installed.
     """
+    _require(examples, max_examples)
     (rule,) = instances([pattern])
     result = PatternCheck(rule.name)
     rivals = tuple(rival for rival in instances(others) if rival.phase is rule.phase)
@@ -84,6 +87,20 @@ def check_pattern(
             "give examples=[(model, args)]"
         )
     return result
+
+
+def _require(examples: Sequence[object], max_examples: object) -> None:
+    for example in examples:
+        pair = cast("tuple[object, ...]", example) if isinstance(example, tuple) else ()
+        if len(pair) != 2 or not isinstance(pair[0], nn.Module) or not isinstance(pair[1], tuple):
+            raise ValueError(
+                "examples is a list of models with their inputs, got "
+                f"{type(cast('object', example)).__name__} in it: write [(model, (x,))]"
+            )
+    if not isinstance(max_examples, int) or max_examples < 1:
+        raise ValueError(
+            f"max_examples is how many graphs to make, at least 1, got {max_examples!r}"
+        )
 
 
 def _check_generated(

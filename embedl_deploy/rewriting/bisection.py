@@ -64,8 +64,10 @@ def bisect(
         script: Where to write a script of under 40 lines that reproduces the error.
 
     Raises:
+        ValueError: ``plan`` is no plan, or the inputs are no tuple.
         OutputPathError: ``script`` cannot be written.
     """
+    _require(plan, args)
     check = ModelCheck(plan.model, args, kwargs)
     replay = _Replay(plan)
     everything = tuple(site_key(match) for match in plan.sites() if match.apply)
@@ -92,6 +94,16 @@ def bisect(
         replay.runs,
         path,
     )
+
+
+def _require(plan: object, args: object) -> None:
+    if not isinstance(plan, TransformationPlan):
+        raise ValueError(
+            f"bisect takes a plan, got {type(plan).__name__}: write "
+            "bisect(get_transformation_plan(model, args, backend=…), args)"
+        )
+    if args is not None and not isinstance(args, tuple):
+        raise ValueError(f"args is a tuple of inputs, got {type(args).__name__}: write (x,)")
 
 
 def _rule_of(plan: TransformationPlan, key: SiteKey) -> type:

@@ -1,5 +1,9 @@
+from typing import cast
+
+import pytest
 import torch
 from torch import nn
+from torch.fx import Node
 
 from embedl_deploy.graph import blame
 from embedl_deploy.graph.provenance import rewrites_of, stable_name
@@ -55,3 +59,8 @@ def test_stable_names_do_not_count() -> None:
         "_0/replace-tanh-with-re-lu.0",
         "_1/replace-tanh-with-re-lu.0",
     ]
+
+
+def test_blame_is_of_a_node() -> None:
+    with pytest.raises(ValueError, match="blame takes a node, got 'relu': write blame"):
+        blame(cast("Node", "relu"))

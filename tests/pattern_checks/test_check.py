@@ -1,3 +1,5 @@
+from typing import cast
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -5,6 +7,7 @@ from torch.fx import GraphModule, Node
 
 from embedl_deploy.graph.nodes import bound_arguments, shape_of
 from embedl_deploy.modules import FusedConvBN, fused_conv
+from embedl_deploy.patterns import FuseConvNorm
 from embedl_deploy.rewriting import (
     Chain,
     Input,
@@ -260,3 +263,18 @@ class RankSeven(DropMean):
 def test_says_which_condition_no_made_up_graph_meets() -> None:
     with pytest.raises(AssertionError, match=r"never applied.*expected rank 7, found rank \d"):
         check_pattern(RankSeven, max_examples=2)
+
+
+@pytest.mark.parametrize(
+    "example", [nn.ReLU(), (nn.ReLU(),), (nn.ReLU, (torch.ones(1),)), (nn.ReLU(), torch.ones(1))]
+)
+def test_an_example_is_a_model_with_its_inputs(example: object) -> None:
+    examples = cast("list[tuple[nn.Module, tuple[object, ...]]]", [example])
+    with pytest.raises(ValueError, match=r"write \[\(model, \(x,\)\)\]"):
+        check_pattern(FuseConvNorm, examples=examples)
+
+
+@pytest.mark.parametrize("count", [0, -1, "3"])
+def test_how_many_graphs_to_make_is_a_number(count: object) -> None:
+    with pytest.raises(ValueError, match="max_examples is how many graphs to make, at least 1"):
+        check_pattern(FuseConvNorm, max_examples=cast("int", count))

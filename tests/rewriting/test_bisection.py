@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.fx import Node
 
 from embedl_deploy.errors import OutputPathError
 from embedl_deploy.patterns import FuseConvNorm
-from embedl_deploy.rewriting import Chain, Op, Pattern, PatternMatch, Phase
+from embedl_deploy.rewriting import Chain, Op, Pattern, PatternMatch, Phase, TransformationPlan
 from embedl_deploy.rewriting.bisection import bisect
 from embedl_deploy.rewriting.ddmin import ddmin
 from embedl_deploy.testing import randomize
@@ -152,3 +153,12 @@ def test_ddmin_finds_what_fails_together_in_few_tests() -> None:
 
     assert ddmin(range(100), fails) == (17, 61)
     assert len(tests) < 60
+
+
+def test_what_is_no_plan_and_no_tuple_of_inputs_is_named() -> None:
+    plan = get_transformation_plan(nn.ReLU().eval(), (torch.ones(2),), patterns=[])
+
+    with pytest.raises(ValueError, match="bisect takes a plan, got NoneType: write bisect"):
+        bisect(cast("TransformationPlan", None))
+    with pytest.raises(ValueError, match=r"args is a tuple of inputs, got Tensor: write \(x,\)"):
+        bisect(plan, cast("tuple[object, ...]", torch.ones(2)))
