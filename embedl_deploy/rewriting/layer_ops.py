@@ -52,10 +52,11 @@ LAYER_OPS: Mapping[type[nn.Module], str] = {
     nn.LocalResponseNorm: _SEE,
     nn.LPPool2d: _SEE,
     nn.MultiheadAttention: _SEE,
-    nn.TransformerEncoderLayer: _SEE,
-    nn.TransformerDecoderLayer: _SEE,
 }
 """What to write in a tree in place of each."""
+
+_UNFOLDED = tuple(f"torch.nn.modules.{name}" for name in ("loss", "rnn", "transformer"))
+"""Modules whose other layers become several ops, too."""
 
 
 def in_place_of_layer(target: object) -> str | None:
@@ -64,7 +65,7 @@ def in_place_of_layer(target: object) -> str | None:
         return None
     if target is nn.Identity:
         return "tracing leaves no node of an Identity: take it out of the tree"
-    wanted = LAYER_OPS.get(target)
+    wanted = LAYER_OPS.get(target, _SEE if target.__module__ in _UNFOLDED else None)
     if wanted is None:
         return None
     return f"tracing makes no layer of {target.__name__}: write {wanted}"
