@@ -1,6 +1,6 @@
 """Trees that join several values in one call."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 
@@ -56,6 +56,11 @@ class Fork(Tree):
             raise PatternError(
                 f"a Fork joins its branches by a call, got {join!r} of type {type(join).__name__}: "
                 "write an ATen op, a module class or an Op"
+            )
+        if isinstance(named_branches.get("literals"), Mapping):
+            raise PatternError(
+                "keywords of a Fork are branches: write literals= in its join, "
+                "Fork(Op(op, literals={…}), …)"
             )
         trees = [as_operand(branch) for branch in branches]
         trees += [as_operand(branch, name) for name, branch in named_branches.items()]

@@ -160,7 +160,9 @@ def _complaints_about_call(op: Op) -> Iterator[str]:
     if isinstance(op.target, OpOverload):
         yield from _complaints_about_keywords(op, known)
     if len(op.inputs) > len(known) and isinstance(op.target, OpOverload):
-        yield f"{name} takes {len(known)} arguments, {len(op.inputs)} are listed; {listed}"
+        lists = [item for item in op.target._schema.arguments if "List[" in str(item.type)]
+        cure = f". {lists[0].name!r} is a list: write [x, y]" if lists else ""
+        yield f"{name} takes {len(known)} arguments, {len(op.inputs)} are listed; {listed}{cure}"
 
 
 def _cure_of_name(op: Op, name: str, known: Sequence[str]) -> str:

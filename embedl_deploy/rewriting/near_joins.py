@@ -93,6 +93,9 @@ def near_fork(
         for after in attempt.forgive(not_computed(place, describe(tree), value)):
             yield after, ()
         return
+    if not value.op.startswith("call_"):
+        yield from near(tree.join, value, attempt, place)
+        return
     operands = joined_operands(value)
     for join in tree.joins:
         others = list(not_joined(value, join.listed, join.literals))

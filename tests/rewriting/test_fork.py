@@ -165,14 +165,20 @@ def test_refuses_to_join_by_what_is_no_call(join: object) -> None:
         Fork(join, Input(), Input())  # pyright: ignore[reportArgumentType]  # the mistake
 
 
+def test_refuses_literals_among_the_branches() -> None:
+    with pytest.raises(PatternError, match="write literals= in its join"):
+        Fork(ATEN.cat.default, left=Input(), right=Input(), literals={"dim": 1})  # pyright: ignore[reportArgumentType]  # the mistake
+
+
 @pytest.mark.parametrize(
     ("tree", "says"),
     [
+        (Op(ATEN.cat.default, Input(), Input(), 1), "'tensors' is a list: write .x, y."),
         (Fork(ATEN.where.self, Input(), Input()), "aten.where.self joins 3 tensors: list the oth"),
         (Fork(ATEN.add.Tensor, nn.ReLU), "aten.add.Tensor joins 2 tensors: list the others"),
         (Chain(nn.ReLU, Fork(ATEN.add.Tensor, ..., nn.ReLU)), "a branch of its Fork holds `...`"),
     ],
 )
-def test_refuses_what_leaves_operands_open(tree: Tree, says: str) -> None:
+def test_refuses_what_joins_too_few_or_too_many(tree: Tree, says: str) -> None:
     with pytest.raises(PatternError, match=says):
         require_matchable("p", tree)
