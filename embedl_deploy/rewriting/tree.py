@@ -225,7 +225,9 @@ class Literal(Tree):
         return ()
 
     def match(self, value: Argument, found: Found) -> Iterator[Step]:
-        if any(True for _ in input_nodes(value)):
+        if isinstance(value, Node) or (
+            isinstance(value, (list, tuple)) and any(True for _ in input_nodes(value))
+        ):
             return
         if self.where is not None and not self.where(value):
             return
