@@ -162,6 +162,11 @@ def _is_same_graph(first: GraphModule, second: GraphModule) -> bool:
 
 
 def _as_args(example: Example) -> tuple[object, ...]:
+    if isinstance(cast("object", example), (list, dict)):
+        raise ValueError(
+            f"example is a tensor or a tuple of inputs, got {type(example).__name__}: write "
+            "(first, second), and inputs by keyword as kwargs={…}"
+        )
     return example if isinstance(example, tuple) else (example,)
 
 

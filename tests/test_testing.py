@@ -270,3 +270,10 @@ def test_what_is_expected_is_a_module_or_a_text(expected: object) -> None:
         check_rewrite(FuseConvNorm, before=nn.ReLU(), expected=wrong, example=torch.ones(1))
     with pytest.raises(ValueError, match="before is a module; got"):
         check_refusal(FuseConvNorm, before=wrong, because="nothing")
+
+
+@pytest.mark.parametrize("example", [[torch.ones(1)], {"x": torch.ones(1)}])
+def test_an_example_is_a_tensor_or_a_tuple(example: object) -> None:
+    wrong = cast("Tensor", example)
+    with pytest.raises(ValueError, match="example is a tensor or a tuple of inputs, got"):
+        check_rewrite(FuseConvNorm, before=nn.ReLU(), expected=nn.ReLU(), example=wrong)

@@ -85,9 +85,10 @@ def blame(node: Node) -> Blame:
     Raises:
         ValueError: It is no node of a graph.
     """
-    if not isinstance(cast("object", node), Node):
+    given = cast("object", node)
+    if not isinstance(given, Node):
         raise ValueError(
-            f"blame takes a node, got {node!r}: write blame(next(node for node in "
+            f"blame takes a node, got {type(given).__name__}: write blame(next(node for node in "
             "model.graph.nodes if node.name == 'relu'))"
         )
     return Blame(node.name, label(node), source_line(node), rewrites_of(node))

@@ -62,5 +62,5 @@ def test_stable_names_do_not_count() -> None:
 
 
 def test_blame_is_of_a_node() -> None:
-    with pytest.raises(ValueError, match="blame takes a node, got 'relu': write blame"):
+    with pytest.raises(ValueError, match="blame takes a node, got str: write blame"):
         blame(cast("Node", "relu"))
