@@ -3,7 +3,7 @@
 """Notices when a rule's own code changes the graph, the layers or the parameters around a match."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from torch.fx import Node
 from torch.fx.node import Argument, Target
@@ -91,13 +91,29 @@ class KeptNode(NamedTuple):
 
     def is_changed(self) -> bool:
         node = self.node
-        is_same = node.args is self.args and node.kwargs is self.kwargs
+        is_same = _is_same(node.args, self.args) and _is_same(node.kwargs, self.kwargs)
         return not is_same or node.target is not self.target
 
     def restore(self) -> None:
         self.node.target = self.target
         self.node.args = self.args
         self.node.kwargs = self.kwargs
+
+
+def _is_same(first: object, second: object) -> bool:
+    """Tells whether arguments are the same; those that were put back are copies of theirs."""
+    if first is second:
+        return True
+    if isinstance(first, slice) and isinstance(second, slice):
+        ends = ("start", "stop", "step")
+        return all(_is_same(getattr(first, end), getattr(second, end)) for end in ends)
+    if isinstance(first, dict) and isinstance(second, dict):
+        some, others = cast("dict[str, object]", first), cast("dict[str, object]", second)
+        return list(some) == list(others) and all(_is_same(some[key], others[key]) for key in some)
+    if isinstance(first, (tuple, list)) and isinstance(second, (tuple, list)):
+        items = cast("tuple[object, ...]", first), cast("tuple[object, ...]", second)
+        return len(items[0]) == len(items[1]) and all(map(_is_same, *items))
+    return False
 
 
 def keep(node: Node) -> KeptNode:

@@ -199,13 +199,20 @@ def test_a_node_erased_while_searching_is_an_error(model: nn.Module) -> None:
         apply_patterns(trace(model, (ROW,)), [in_match(erases)])
 
 
-def test_a_check_that_is_taken_back_is_no_lost_value(model: nn.Module) -> None:
+@pytest.mark.parametrize(
+    ("harm", "what"),
+    [
+        (zeroes_in_place, "second.weight in place"),
+        (redirects_an_argument, "the graph itself, the arguments or target of %mul"),
+    ],
+)
+def test_what_a_check_changes_is_told_of_the_check(model: nn.Module, harm: Harm, what: str) -> None:
     class Checked(Pattern):
         phase = Phase.FUSION
         tree = Op(nn.Linear, Input(), where=lambda node: node.target == "second")
 
         def check(self, match: PatternMatch) -> Refusal | None:
-            zeroes_in_place(match.root)
+            harm(match.root)
             return None
 
         def replace(self, match: PatternMatch) -> Node:
@@ -214,7 +221,7 @@ def test_a_check_that_is_taken_back_is_no_lost_value(model: nn.Module) -> None:
     state = apart(model)
     record = apply_patterns(trace(model, (ROW,)), [Checked])
 
-    assert (record.refused[0].reason or "").startswith("check() changed second.weight")
+    assert (record.refused[0].reason or "").startswith(f"check() changed {what}")
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
