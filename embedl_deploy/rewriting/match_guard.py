@@ -106,7 +106,8 @@ def _is_same(first: object, second: object) -> bool:
         return True
     if isinstance(first, slice) and isinstance(second, slice):
         ends = ("start", "stop", "step")
-        return all(_is_same(getattr(first, end), getattr(second, end)) for end in ends)
+        one, other = cast("object", first), cast("object", second)
+        return all(_is_same(getattr(one, end), getattr(other, end)) for end in ends)
     if isinstance(first, dict) and isinstance(second, dict):
         some, others = cast("dict[str, object]", first), cast("dict[str, object]", second)
         return list(some) == list(others) and all(_is_same(some[key], others[key]) for key in some)
