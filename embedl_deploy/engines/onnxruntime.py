@@ -23,6 +23,9 @@ _INTEGER_PRODUCTS = (
     "QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "ConvInteger", "MatMulInteger",
     "DynamicQuantizeMatMul", "QAttention",
 )  # fmt: skip
+_AS_WRITTEN = {"session.qdq_matmulnbits_accuracy_level": "1"}
+"""Else a product with weights alone in low precision rounds its float inputs to int8, in blocks."""
+
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -37,7 +40,8 @@ class OnnxRuntimeEngineConfig(EngineConfig):
     """Threads within an operation; None: as many as torch uses."""
 
     session_options: dict[str, str] | None = None
-    """Session configuration entries by name."""
+    """Session configuration entries by name; they go before the engine's own, which keep the float
+    inputs of weight-only products in float32."""
 
     allow_simulated: bool = False
     """Whether quantized products may run as float arithmetic."""
@@ -99,7 +103,8 @@ class OnnxRuntimeEngine(FileEngine):
         options.intra_op_num_threads = self.config.threads or torch.get_num_threads()
         options.log_severity_level = 3
         options.optimized_model_filepath = str(optimized)
-        for name, value in (self.config.session_options or {}).items():
+        entries = {**_AS_WRITTEN, **(self.config.session_options or {})}
+        for name, value in entries.items():
             options.add_session_config_entry(name, value)
         return options
 

@@ -16,6 +16,7 @@ from embedl_deploy.engines import (
 )
 from embedl_deploy.errors import BuildError, InputError
 from embedl_deploy.quantization.quantize_dequantize import decomposed
+from embedl_deploy.quantize import QuantConfig, TensorQuantConfig, convert, quantize
 
 Quantized = Callable[..., GraphModule]
 IMAGE = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -46,6 +47,24 @@ def test_runs_and_loads_what_it_built(
     assert torch.equal(output(loaded, IMAGE), output(engine, IMAGE))
     with pytest.raises(InputError, match=r"must be torch.float32\[1, 3, 12, 12\]"):
         engine.infer(IMAGE[:, :, :8])
+
+
+def test_onnx_runtime_rounds_no_inputs_of_weight_only_products(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(2, 4, 64)
+    weights = QuantConfig(activation=None, weight=TensorQuantConfig())
+    net = nn.Sequential(nn.Linear(64, 64), nn.GELU()).eval()
+    graph = convert(quantize(net, (rows,), weights, freeze_weights=True, backend="inductor"))
+
+    def error(level: dict[str, str] | None) -> float:
+        config = OnnxRuntimeEngineConfig(session_options=level, allow_simulated=True)
+        engine = OnnxRuntimeEngine(config).build(graph, None, [(rows,)], "cpu", tmp_path)
+        return float((output(engine, rows) - graph(rows)).abs().max())
+
+    assert error(None) < 1e-5
+    assert error({"session.qdq_matmulnbits_accuracy_level": "4"}) > 1e-3  # theirs, asked for
 
 
 def test_openvino_runs_quantized_products_on_integers(
