@@ -30,9 +30,7 @@ def with_scales(scale: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
     ends = (int(kind.lowest), int(kind.highest), kind.dtype, 8)
     zeros = torch.zeros_like(scale, dtype=torch.int32)
     codes = torch.ops.quantized_decomposed.quantize_per_channel_group(WEIGHT, scale, zeros, *ends)
-    restored = ops.dequantize_per_channel_group.default(
-        codes, scale, zeros, *ends, torch.float32
-    )
+    restored = ops.dequantize_per_channel_group.default(codes, scale, zeros, *ends, torch.float32)
     return codes, restored
 
 
