@@ -32,6 +32,9 @@ class Moved:
     values: str
     """The first numbers of the output that moved most, before and after."""
 
+    overflows: bool = False
+    """Whether an output holds infinities or NaNs of a kind that the reference has none of."""
+
     @property
     def too_far(self) -> bool:
         """Whether the error is beyond what was allowed."""
@@ -98,13 +101,15 @@ class ModelCheck:
             return Moved(0.0, allowed, "no outputs")
         worst = max(range(len(errors)), key=errors.__getitem__)
         got, want = pairs[worst]
-        return Moved(errors[worst], allowed, shown_change(want, got))
+        overflows = any(_overflows(got, want) for got, want in pairs)
+        return Moved(errors[worst], allowed, shown_change(want, got), overflows)
 
     def agrees_in_double(self, graph_module: GraphModule) -> bool:
         """Tells whether the difference is rounding alone, which the model itself makes large.
 
         Models that choose by top-k or argmax turn rounding into other outputs; in float64 a
-        right rewrite then agrees and a wrong one does not.
+        right rewrite then agrees and a wrong one does not. An overflow agrees there too: see
+        ``Moved.overflows``.
         """
         try:
             ours, theirs = _doubled(graph_module), _doubled(self.reference)
@@ -135,6 +140,13 @@ class ModelCheck:
             inputs = [_zeros(value) for value in inputs]
         values, _ = _clones((tuple(inputs), {}), double=double)
         return Interpreter(graph_module).run(*values, enable_io_processing=False)
+
+
+def _overflows(found: object, wanted: object) -> bool:
+    if not isinstance(found, Tensor) or not isinstance(wanted, Tensor):
+        return False
+    kinds = (torch.isnan, torch.isposinf, torch.isneginf)
+    return any(bool(kind(found).any()) and not bool(kind(wanted).any()) for kind in kinds)
 
 
 def _zeros(value: object) -> object:

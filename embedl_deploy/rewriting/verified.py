@@ -97,7 +97,7 @@ class _Replay:
             moved = self.check.moved(result, tolerance)
             if not applied or not moved.too_far:
                 break
-            if self.check.agrees_in_double(result):
+            if not moved.overflows and self.check.agrees_in_double(result):
                 self.notes.append(_amplified(stage, moved))
                 break
             self._ban(start, stage, applied, tolerance, moved)

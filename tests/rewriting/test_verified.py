@@ -276,6 +276,35 @@ def test_a_model_that_amplifies_rounding_is_not_blamed_on_a_rewrite() -> None:
     assert any("agrees in float64" in note for note in result.report.notes)
 
 
+class ScaleLate(Pattern):
+    """Right but for what overflows: multiplies before it divides."""
+
+    phase = Phase.FUSION
+    tree = Chain(div=Op(ATEN.div.Tensor, where=_divides_by_three))
+
+    def replace(self, match: PatternMatch) -> Node:
+        large = match.call_function(ATEN.mul.Tensor, match.root.args[0], 1e30)
+        return match.call_function(ATEN.div.Tensor, large, 3e30)
+
+
+class DividesByThree(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 3.0 - 1.0
+
+
+def test_a_rewrite_that_overflows_is_rolled_back_though_it_agrees_in_float64() -> None:
+    huge = torch.full((2, 3), 1e20)
+
+    result = transform(DividesByThree().eval(), (huge,), patterns=[ScaleLate], verify=True)
+
+    assert result.report.applied_count == 0
+    assert "became [inf, inf, inf, …]" in str(result.report)
+    fits = transform(
+        DividesByThree().eval(), (torch.ones(2, 3),), patterns=[ScaleLate], verify=True
+    )
+    assert fits.report.applied_count == 1
+
+
 class SplitBias(Pattern):
     """Right: adds the bias apart, read from the layer that is no longer called."""
 
