@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol, cast, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 
 from embedl_deploy.errors import PatternError
@@ -138,6 +138,57 @@ class IsEval:
 
 
 @dataclass(frozen=True, init=False)
+class HasOptions:
+    """The node calls a module whose attributes have these values.
+
+    A layer's options are attributes of its module, no arguments of the call, so that no literal
+    of a tree sees them: ``Op(nn.Softplus, where=HasOptions(beta=1, threshold=20))``.
+    """
+
+    options: tuple[tuple[str, object], ...]
+    aspect: Aspect = "literal"
+
+    def __init__(self, **options: object) -> None:
+        if not options:
+            raise PatternError(
+                "HasOptions takes the options of a layer by name, got none: write "
+                "HasOptions(beta=1)"
+            )
+        object.__setattr__(self, "options", tuple(options.items()))
+
+    @property
+    def expected(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options)
+
+    def found(self, node: Node) -> str:
+        module = module_of(node)
+        if module is None:
+            return "no module"
+        others = ((name, _option(module, name)) for name, _ in self.options)
+        return ", ".join(f"{name}={value!r}" for name, value in others)
+
+    def __call__(self, node: Node) -> bool:
+        module = module_of(node)
+        return module is not None and all(
+            _option(module, name) == value for name, value in self.options
+        )
+
+
+@dataclass(frozen=True)
+class IsParameter:
+    """The node reads a parameter or a buffer: ``Input(where=IsParameter())``."""
+
+    aspect: Aspect = "value"
+    expected: str = "a parameter or buffer"
+
+    def found(self, node: Node) -> str:
+        return "an input" if node.op == "placeholder" else "a computed value"
+
+    def __call__(self, node: Node) -> bool:
+        return node.op == "get_attr" and isinstance(value_of(node), Tensor)
+
+
+@dataclass(frozen=True, init=False)
 class All:
     """Every one of several conditions of this module, listed or in a tuple."""
 
@@ -170,6 +221,10 @@ class All:
 
     def __call__(self, node: Node) -> bool:
         return all(condition(node) for condition in self.conditions)
+
+
+def _option(module: nn.Module, name: str) -> object:
+    return getattr(module, name, "none of that name")
 
 
 def _several(given: object) -> tuple[object, ...]:

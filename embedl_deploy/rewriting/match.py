@@ -147,8 +147,14 @@ class PatternMatch:
             ) from None
 
     def module(self, name: str, kind: type[M]) -> M:
-        """Returns the module that the node captured under ``name`` calls."""
-        node = self[name]
+        """Returns the module that the node captured under ``name`` calls, of a run the last one."""
+        return self._module_at(self[name], name, kind)
+
+    def modules(self, name: str, kind: type[M]) -> tuple[M, ...]:
+        """Returns the modules that the run captured under ``name`` calls, in graph order."""
+        return tuple(self._module_at(node, name, kind) for node in self.run(name))
+
+    def _module_at(self, node: Node, name: str, kind: type[M]) -> M:
         module = module_of(node)
         if not isinstance(module, kind):
             cure = f": match.parameter({name!r}) is the tensor" if node.op == "get_attr" else ""

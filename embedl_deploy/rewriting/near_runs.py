@@ -9,7 +9,7 @@ from embedl_deploy.graph.nodes import is_call
 from embedl_deploy.rewriting.attempt import Attempt
 from embedl_deploy.rewriting.compose import Wildcard
 from embedl_deploy.rewriting.near_steps import Near, NearStep, exact
-from embedl_deploy.rewriting.objections import Place, wrong_target
+from embedl_deploy.rewriting.objections import Place, too_short, wrong_target
 from embedl_deploy.rewriting.operands import open_inputs
 from embedl_deploy.rewriting.tree import Tree
 from embedl_deploy.rewriting.what_if import failed_condition
@@ -28,7 +28,11 @@ def near_run(
     if refused is not None:
         yield from _in_spite_of(run, value, refused, attempt)
     elif not fitting:
-        yield from _substituted(tree, value, attempt, place)
+        short = tuple(_backwards(run, value, attempt))
+        if short:
+            yield from _lengthened(run, short, attempt)
+        else:
+            yield from _substituted(tree, value, attempt, place)
 
 
 def _substituted(tree: Tree, value: Argument, attempt: Attempt, place: Place) -> Iterator[NearStep]:
@@ -37,6 +41,18 @@ def _substituted(tree: Tree, value: Argument, attempt: Attempt, place: Place) ->
     for after in attempt.forgive(wrong_target(node, tree, place)):
         if isinstance(value, Node) and value.op.startswith("call_"):
             yield after.take(value, fits=False), open_inputs(value)[:1]
+        else:
+            yield after, ()
+
+
+def _lengthened(run: Wildcard, short: tuple[Node, ...], attempt: Attempt) -> Iterator[NearStep]:
+    """Yields a run that is too short, as if what comes before it belonged to it."""
+    before = next(iter(short[-1].args), None)
+    for node in short:
+        attempt = attempt.take(node, fits=True)
+    for after in attempt.forgive(too_short(run, short, before)):
+        if isinstance(before, Node) and before.op.startswith("call_"):
+            yield after.take(before, fits=False), open_inputs(before)[:1]
         else:
             yield after, ()
 

@@ -8,7 +8,7 @@ from torch.fx import Node
 from torch.fx.node import Argument
 
 from embedl_deploy.graph.nodes import bound_arguments, input_nodes
-from embedl_deploy.rewriting.compose import Chain
+from embedl_deploy.rewriting.compose import Chain, Wildcard
 from embedl_deploy.rewriting.describe import (
     describe,
     describe_list,
@@ -117,6 +117,15 @@ def wrong_target(node: Node, tree: Tree, place: Place) -> Difference:
     better = next((spelling for spelling in spellings if spelling is not None), None)
     cure = cure if better is None else better
     return differ("target", node, f"{expected}{where}", short_label(node), cure)
+
+
+def too_short(run: Wildcard, found: Sequence[Node], before: Argument) -> Difference:
+    """Returns the difference of a run, given last node first, that ends at ``before`` too early."""
+    expected = f"{describe(run)}, in a run of at least {run.least} that ends at %{found[0].name}"
+    node = before if isinstance(before, Node) else found[-1]
+    shown = short_label(node) if isinstance(before, Node) else "none"
+    cure = f"the run has {len(found)}: let the quantifier admit that, or make it longer"
+    return differ("target", node, expected, shown, cure)
 
 
 def swapped_operands(tree: Op, node: Node) -> Difference:

@@ -242,3 +242,17 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         match.run("conv")
     with pytest.raises(PatternError, match=r"expects 'linear' to call a Conv2d, %\w+ calls Linear"):
         match.module("linear", nn.Conv2d)
+
+
+def test_the_modules_of_a_run_come_in_graph_order() -> None:
+    match = at_end(
+        Chain(run=Wildcard((nn.Linear, nn.ReLU), "{2,}")),
+        steps(nn.Tanh(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)),
+    )
+
+    assert match is not None
+    called = match.modules("run", nn.Module)
+    assert [type(module) for module in called] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert match.module("run", nn.Linear) is called[-1]
+    with pytest.raises(PatternError, match="expects 'run' to call a Linear, %_2 calls ReLU"):
+        match.modules("run", nn.Linear)

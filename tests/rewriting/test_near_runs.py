@@ -17,7 +17,7 @@ from embedl_deploy.rewriting import (
     Tree,
     Wildcard,
 )
-from embedl_deploy.rewriting.conditions import IsEval
+from embedl_deploy.rewriting.conditions import HasOptions, IsEval, IsParameter
 from embedl_deploy.rewriting.explain import Explanation
 from embedl_deploy.rewriting.matchable import require_matchable
 
@@ -54,6 +54,17 @@ def test_a_run_alone_names_its_condition() -> None:
 
     assert first is not None
     assert first.first.expected == "a module in eval mode"
+
+
+def test_a_run_that_is_too_short_names_what_ends_it() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 5), nn.Linear(5, 5)).eval()
+    first = asked(Wildcard(nn.Linear, "{3,5}"), model).first
+
+    assert first is not None
+    difference = first.first
+    assert (difference.node, difference.found) == ("_1", "ReLU [1]")
+    assert difference.expected == "Linear, in a run of at least 3 that ends at %_3"
+    assert difference.cure.startswith("the run has 2: let the quantifier admit that")
 
 
 def test_a_run_of_other_nodes_is_told_by_its_targets() -> None:
@@ -114,3 +125,41 @@ def test_a_misspelt_literal_gets_the_nearest_name(name: str, says: str) -> None:
         require_matchable("p", Op(ATEN.mean.dim, literals={name: True}))
 
     assert str(caught.value).endswith(says)
+
+
+def test_options_of_a_layer_are_asked_for_by_name() -> None:
+    where = HasOptions(beta=1.0, threshold=20.0)
+    steep = nn.Sequential(nn.Linear(6, 6), nn.Softplus(2.0, 10.0)).eval()
+    plain = nn.Sequential(nn.Linear(6, 6), nn.Softplus()).eval()
+    first = asked(Op(nn.Softplus, where=where), steep).first
+
+    assert first is not None
+    assert (first.first.node, first.first.aspect) == ("_1", "literal")
+    assert first.first.expected == "beta=1.0, threshold=20.0"
+    assert first.first.found == "beta=2.0, threshold=10.0"
+    assert [miss.site for miss in asked(Op(nn.Softplus, where=where), plain).refused] == ["_1"]
+    missing = asked(Op(nn.ReLU, where=HasOptions(slope=1)), nn.Sequential(nn.ReLU()).eval()).first
+    assert missing is not None
+    assert missing.first.found == "slope='none of that name'"
+    with pytest.raises(PatternError, match=r"takes the options of a layer by name, got none"):
+        HasOptions()
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma * (x + 1.0)
+
+
+def test_a_parameter_is_told_from_what_is_computed() -> None:
+    tree = Op(ATEN.mul.Tensor, Input(), Input(where=IsParameter()))
+    explanation = asked(tree, Scaled().eval())
+
+    assert [miss.site for miss in explanation.refused] == ["mul"]  # it fits; nothing replaces it
+    (near,) = explanation.near_misses
+    assert near.site == "mul_1"
+    assert near.first.expected.startswith("a parameter or buffer")
+    assert near.first.found == "a computed value"
