@@ -81,7 +81,8 @@ def check_pattern(
         if rule.tree is not None and type(rule).match is Pattern.match:
             _check_generated(rule, rivals, max_examples, result)
     if result.positives == 0:
-        reasons = "; ".join(result.refused) or _never_met(rule)
+        with _quiet():
+            reasons = "; ".join(result.refused) or _never_met(rule)
         raise AssertionError(
             f"{rule.name} was never applied, so nothing was checked ({reasons}): "
             "give examples=[(model, args)]"

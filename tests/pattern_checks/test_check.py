@@ -22,7 +22,7 @@ from embedl_deploy.rewriting import (
     Refusal,
     Wildcard,
 )
-from embedl_deploy.rewriting.conditions import HasRank
+from embedl_deploy.rewriting.conditions import HasRank, IsParameter
 from embedl_deploy.testing import check_pattern
 
 ATEN = torch.ops.aten
@@ -258,6 +258,24 @@ class RankSeven(DropMean):
     """Right, but no graph is made with so many dimensions."""
 
     tree = Op(ATEN.neg.default, Named("mean", Input()), where=HasRank(7))
+
+
+class ScaledConv(DropMean):
+    """Right, but no graph is made with a parameter beside a layer."""
+
+    tree = Chain(
+        conv=nn.Conv2d,
+        mul=Op(ATEN.mul.Tensor, ..., Named("gamma", Input(where=IsParameter()))),
+    )
+
+
+def test_torch_says_nothing_of_the_graphs_that_it_does_not_take(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(AssertionError, match=r"never applied.*a parameter or buffer"):
+        check_pattern(ScaledConv, max_examples=1)
+
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_says_which_condition_no_made_up_graph_meets() -> None:
