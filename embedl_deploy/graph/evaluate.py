@@ -1,6 +1,9 @@
+# pyright: reportPrivateUsage=false
+# torch keeps the tables of a module private; its own lookup takes several times as long.
 """Runs some nodes of a graph on given values, without making a graph of them."""
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import cast
 
 import torch
@@ -8,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument, map_arg
 
-from embedl_deploy.graph.nodes import graph_module_of, module_of, value_of
+from embedl_deploy.graph.nodes import graph_module_of, module_at, module_of, value_of
 
 
 def evaluate(nodes: Sequence[Node], given: Mapping[Node, object]) -> dict[Node, object]:
@@ -37,10 +40,15 @@ def evaluate(nodes: Sequence[Node], given: Mapping[Node, object]) -> dict[Node, 
 
 def attribute_of(graph_module: GraphModule, path: str) -> object:
     """Returns what a ``get_attr`` node of ``path`` reads."""
-    value: object = graph_module
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
+    parent, _, name = path.rpartition(".")
+    owner = module_at(graph_module, parent) if parent else graph_module
+    if owner is not None:
+        # The tables that a module's own lookup asks last, when all else has failed.
+        held = owner._parameters.get(name)
+        held = owner._buffers.get(name) if held is None else held
+        if held is not None:
+            return held
+    return attrgetter(path)(graph_module)
 
 
 def sample_value(node: Node, generator: torch.Generator) -> object:

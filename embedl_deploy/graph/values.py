@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
+from operator import attrgetter
 from typing import cast
 
 import torch
@@ -68,11 +69,14 @@ def value_text(value: object) -> str:
 def _same_shape(first: Tensor, second: Tensor) -> bool:
     if first.dim() != second.dim():
         return False
+    return all(map(_same_size, first.shape, second.shape))
+
+
+def _same_size(first: object, second: object) -> bool:
+    if isinstance(first, int) and isinstance(second, int):
+        return first == second
     # `str` compares symbolic sizes without adding a guard on them.
-    return all(
-        str(a) == str(b) or _surely_equal(a, b)
-        for a, b in zip(first.shape, second.shape, strict=True)
-    )
+    return str(first) == str(second) or _surely_equal(first, second)
 
 
 def _surely_equal(first: object, second: object) -> bool:
@@ -91,9 +95,7 @@ def _in_mode(mode: FakeTensorMode, value: Tensor) -> Tensor:
 
 
 def _fake_attribute(node: Node, mode: FakeTensorMode | None) -> object:
-    value: object = graph_module_of(node)
-    for name in str(node.target).split("."):
-        value = getattr(value, name)
+    value: object = attrgetter(str(node.target))(graph_module_of(node))
     if mode is None:
         values = (value_of(other) for other in node.graph.nodes)
         known = next((found for found in values if isinstance(found, Tensor)), None)

@@ -245,11 +245,13 @@ def graphs_of(graph_module: GraphModule, scope: str = "") -> Iterator[tuple[str,
     """Yields a graph and the bodies of its conditions and loops, each with its path."""
     yield scope, graph_module
     for node in graph_module.graph.find_nodes(op="get_attr"):
-        if all(isinstance(reader.target, OpOverload) for reader in node.users):
-            continue  # a tensor: no ATen op takes a graph
-        body = module_at(graph_module, str(node.target))
-        if isinstance(body, GraphModule):
-            yield from graphs_of(body, f"{scope}{node.target}.")
+        for reader in node.users:
+            if isinstance(reader.target, OpOverload):
+                break  # a tensor: no ATen op takes a graph
+        else:
+            body = module_at(graph_module, str(node.target))
+            if isinstance(body, GraphModule):
+                yield from graphs_of(body, f"{scope}{node.target}.")
 
 
 def _key_of(record: SiteRecord) -> _Key:

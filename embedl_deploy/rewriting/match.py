@@ -126,8 +126,8 @@ class PatternMatch:
     def inputs(self) -> tuple[Node, ...]:
         """The nodes that the match reads and does not consume, in the order they are read."""
         consumed = set(self.nodes)
-        reads = (read for node in self.nodes for read in node.all_input_nodes)
-        return tuple(dict.fromkeys(read for read in reads if read not in consumed))
+        reads = {read: None for node in self.nodes for read in node.all_input_nodes}
+        return tuple(read for read in reads if read not in consumed)
 
     def __contains__(self, name: str) -> bool:
         return name in self.captures
