@@ -6,7 +6,7 @@ from torch.fx import Node
 
 from embedl_deploy.graph.nodes import is_call, module_of, shape_of
 from embedl_deploy.modules import LinearAsConv1x1
-from embedl_deploy.modules.kinds import ACTIVATIONS, DROPOUTS
+from embedl_deploy.modules.kinds import ACTIVATIONS
 from embedl_deploy.patterns.shapes import is_one, same_shape
 from embedl_deploy.rewriting import Chain, Maybe, Op, Pattern, PatternMatch, Phase, Refusal
 
@@ -45,7 +45,7 @@ class ReplaceFlattenLinearWithConv1x1(Pattern):
             Op(_ATEN.squeeze.dims, where=_drops_positions),
             Op(_ATEN.mean.dim, where=_averages_positions),
         ),
-        dropout=Maybe(DROPOUTS),
+        dropout=Maybe(nn.Dropout),  # those of channels do something else on an image
         linear=nn.Linear,
     )
 

@@ -65,6 +65,14 @@ def test_moves_dropout_before_the_convolution() -> None:
     )
 
 
+def test_leaves_a_dropout_of_channels_where_it_is() -> None:
+    graph_module = trace(Head(dropout=nn.Dropout1d(0.2)).eval(), (IMAGE,))
+
+    record = apply_patterns(graph_module, [ReplaceFlattenLinearWithConv1x1])
+
+    assert (record.applied, record.refused) == ((), ())
+
+
 def test_replaces_a_linear_on_averaged_positions() -> None:
     model = MeanHead().eval()
     graph = trace(model, (IMAGE,))
