@@ -2,7 +2,6 @@
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
-from operator import attrgetter
 from typing import cast
 
 import torch
@@ -13,6 +12,7 @@ from torch.fx import Node
 from torch.fx.node import Argument, map_arg
 from torch.utils._pytree import tree_map_only
 
+from embedl_deploy.graph.evaluate import attribute_of
 from embedl_deploy.graph.nodes import graph_module_of, module_at, value_of
 
 
@@ -95,7 +95,7 @@ def _in_mode(mode: FakeTensorMode, value: Tensor) -> Tensor:
 
 
 def _fake_attribute(node: Node, mode: FakeTensorMode | None) -> object:
-    value: object = attrgetter(str(node.target))(graph_module_of(node))
+    value = attribute_of(graph_module_of(node), str(node.target))
     if mode is None:
         values = (value_of(other) for other in node.graph.nodes)
         known = next((found for found in values if isinstance(found, Tensor)), None)

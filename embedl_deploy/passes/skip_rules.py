@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
 
 from torch import nn
 from torch.fx import Node
@@ -15,6 +14,7 @@ from embedl_deploy.quantization.skipping import (
     describe_rule,
     rule_that_names,
 )
+from embedl_deploy.rewriting.workspace import named_modules
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SkipRules:
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
         """Every module of the model by each of its paths; only rules need them."""
-        return dict(_named_modules(self.model, remove_duplicate=False))
+        return dict(named_modules(self.model, remove_duplicate=False))
 
     @cached_property
     def paths(self) -> dict[int, list[str]]:
@@ -93,7 +93,7 @@ def named_rules(skip: ModulesToSkip, model: nn.Module) -> ModulesToSkip:
     if not any(isinstance(rule, nn.Module) for rule in (*skip.stub, *skip.weight, *skip.smooth)):
         return skip
     names: dict[int, str] = {}
-    for name, module in _named_modules(model):
+    for name, module in named_modules(model):
         names.setdefault(id(module), name)
 
     def named(rules: frozenset[SkipRule]) -> frozenset[SkipRule]:
@@ -102,14 +102,6 @@ def named_rules(skip: ModulesToSkip, model: nn.Module) -> ModulesToSkip:
         )
 
     return ModulesToSkip(named(skip.stub), named(skip.weight), named(skip.smooth))
-
-
-def _named_modules(
-    model: nn.Module, *, remove_duplicate: bool = True
-) -> Iterator[tuple[str, nn.Module]]:
-    return cast(
-        "Iterator[tuple[str, nn.Module]]", model.named_modules(remove_duplicate=remove_duplicate)
-    )
 
 
 def _with_ancestors(path: str) -> Iterator[str]:
