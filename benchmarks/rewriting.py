@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from benchmarks.rewriting_graphs import exported_graph, lifted_graph
-from benchmarks.rewriting_rules import RULES, TOOLS, Rule
+from benchmarks.rewriting_rules import MATCHERS, RULES, TOOLS, Rule
 from embedl_deploy.backends.tensorrt import TENSORRT
 from embedl_deploy.graph import TracedModule
 from embedl_deploy.passes.quantization import find_matches, quantize_graph
@@ -41,7 +41,7 @@ def measure(nodes: int) -> dict[str, object]:
     row.update(runs[RUNS // 2])
     row.update(memory(nodes))
     for rule in RULES:
-        counts = {name: one_rule(row, nodes, name, rule) for name in TOOLS}
+        counts = {name: one_rule(row, nodes, name, rule) for name in (*TOOLS, *MATCHERS)}
         if len(set(counts.values())) > 1:
             raise AssertionError(f"the tools disagree on {rule.name}: {counts}")
         row[f"{rule.name}_count"] = counts["ours"]
@@ -51,7 +51,7 @@ def measure(nodes: int) -> dict[str, object]:
 def one_rule(row: dict[str, object], nodes: int, tool: str, rule: Rule) -> int:
     """Notes in ``row`` the seconds of one tool for one rule; returns how often it was applied."""
     graph_module = exported_graph(nodes)
-    count, row[f"{rule.name}_{tool}_s"] = timed(TOOLS[tool], graph_module, rule)
+    count, row[f"{rule.name}_{tool}_s"] = timed({**TOOLS, **MATCHERS}[tool], graph_module, rule)
     return count
 
 

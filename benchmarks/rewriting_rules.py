@@ -18,8 +18,10 @@ from torch._inductor.pattern_matcher import (
     PatternMatcherPass,
     register_graph_pattern,
 )
-from torch.fx import GraphModule, Node, replace_pattern
+from torch.fx import GraphModule, Node, replace_pattern, symbolic_trace
+from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
 
+from embedl_deploy.passes.quantization import find_matches
 from embedl_deploy.rewriting import Chain, Pattern, PatternMatch, Phase, apply_patterns
 
 _ATEN = torch.ops.aten
@@ -126,8 +128,45 @@ def with_replace_pattern(graph_module: GraphModule, rule: Rule) -> int:
     return len(replace_pattern(graph_module, rule.traced, rule.fused))
 
 
+def found_by_ours(graph_module: GraphModule, rule: Rule) -> int:
+    """Finds where the rule fits; returns how often. Changes nothing, as the two below."""
+    return sum(match.refusal is None for match in find_matches(graph_module, [rule.ours]))
+
+
+def found_by_inductor(graph_module: GraphModule, rule: Rule) -> int:
+    """The same with Inductor's matcher."""
+    matcher = PatternMatcherPass("benchmark")
+    found: list[Match] = []
+
+    @register_graph_pattern(rule.inductor, pass_dict=matcher)  # pyright: ignore[reportArgumentType]  # as torch does
+    def note(match: Match, *inputs: Node) -> None:
+        del inputs
+        found.append(match)
+
+    del note
+    matcher.apply(graph_module.graph)
+    return len(found)
+
+
+def found_by_replace_pattern(graph_module: GraphModule, rule: Rule) -> int:
+    """The same with the matcher that ``replace_pattern`` uses, and as it sets it."""
+    pattern = symbolic_trace(rule.traced).graph
+    matcher = SubgraphMatcher(
+        pattern, match_output=False, match_placeholder=False, remove_overlapping_matches=True
+    )
+    return len(matcher.match(graph_module.graph))
+
+
 TOOLS: dict[str, Callable[[GraphModule, Rule], int]] = {
     "ours": with_ours,
     "inductor": with_inductor,
     "replace_pattern": with_replace_pattern,
 }
+"""Find and replace."""
+
+MATCHERS: dict[str, Callable[[GraphModule, Rule], int]] = {
+    "ours_match": found_by_ours,
+    "inductor_match": found_by_inductor,
+    "replace_pattern_match": found_by_replace_pattern,
+}
+"""Find only."""
