@@ -97,8 +97,15 @@ def _compare(
     if changed:
         return _changed_input(kind, changed, match.root)
     known = {**before, **given, **after}
-    for old, new in outputs.items():
-        expected, found = before[old], known.get(new, _attribute(new))
+    pairs = {old: (before[old], known.get(new, _attribute(new))) for old, new in outputs.items()}
+    return _moved_too_far(kind, match, pairs)
+
+
+def _moved_too_far(
+    kind: str, match: PatternMatch, pairs: Mapping[Node, tuple[object, object]]
+) -> Refusal | None:
+    """Returns which output moved too far, given what each was and what it became."""
+    for old, (expected, found) in pairs.items():
         error, allowed = relative_error(found, expected), _allowed(match, expected)
         if not error <= allowed:
             return Refusal(
