@@ -36,7 +36,14 @@ from embedl_deploy.quantize import quantize
 from embedl_deploy.report.tables import timings_table
 from embedl_deploy.transformation import transform
 from embedl_deploy.tuning.machine import JsonValue, machine_info
-from embedl_deploy.tuning.measure import BLOCK, BlockRunner, Timing, measure_in_rotation, timed
+from embedl_deploy.tuning.measure import (
+    BLOCK,
+    BlockRunner,
+    Timing,
+    measure_in_rotation,
+    timed,
+    times_slower,
+)
 
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 0.3
@@ -240,7 +247,7 @@ def verdict(
     if not singles:
         return {"best_single_engine": None}
     best = min(singles, key=lambda name: singles[name])
-    slower = timings[CHOSEN].median_ms / singles[best]
+    slower = times_slower(timings[CHOSEN], timings[best])
     data = cast("dict[str, JsonValue]", chosen.report.to_dict())
     return {
         "best_single_engine": best,

@@ -24,8 +24,13 @@ class Timing:
     p90_ms: float
     calls: int
 
+    block_medians_ms: tuple[float, ...] = ()
+    """The median of each round's block, in the order of the rounds."""
+
     def as_json(self) -> dict[str, JsonValue]:
-        return asdict(self)
+        found = asdict(self)
+        del found["block_medians_ms"]
+        return found
 
 
 def timed(call: Callable[[], object], before: Callable[[], object] = lambda: None) -> BlockRunner:
@@ -54,9 +59,10 @@ def measure_in_rotation(
 ) -> dict[str, Timing]:
     """Times candidates in blocks of calls whose order rotates from round to round.
 
-    A block keeps a candidate's code and weights in the caches, as in use; rotating the order
-    spreads whatever else the machine does over all of them. Calls that alternate one by one
-    give another ratio (for int8 ResNet-50 against eager 5.3 instead of 6.5 to 6.9).
+    A block keeps a candidate's code and weights in the caches, as in use; rotating the order, and
+    reversing it in every other round, spreads whatever else the machine does over all of them,
+    the threads that the candidate before left spinning too. Calls that alternate one by one give
+    another ratio (for int8 ResNet-50 against eager 5.3 instead of 6.5 to 6.9).
 
     Args:
         runners: What to time, by name; each is first run for a quarter of a block, uncounted.
@@ -77,33 +83,45 @@ def measure_in_rotation(
     names = list(runners)
     for name in names:
         runners[name](max(1, block // 4))
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    blocks: dict[str, list[Sequence[float]]] = {name: [] for name in names}
     start = time.perf_counter()
     for round_index in range(max_rounds):
         if round_index >= min_rounds and time.perf_counter() - start > budget_s:
             break
         shift = round_index % len(names) if names else 0
-        for name in names[shift:] + names[:shift]:
-            seconds[name].extend(runners[name](block))
+        order = names[shift:] + names[:shift]
+        for name in reversed(order) if round_index % 2 else order:
+            blocks[name].append(runners[name](block))
         if on_round is not None:
             on_round(round_index + 1)
-    return {name: summarize(values) for name, values in seconds.items()}
+    return {name: summarize(values) for name, values in blocks.items()}
 
 
-def summarize(seconds: Sequence[float]) -> Timing:
-    """Returns median and spread of call durations given in seconds."""
-    if not seconds:
+def summarize(blocks: Sequence[Sequence[float]]) -> Timing:
+    """Returns median and spread of call durations, given in seconds block by block."""
+    ordered = sorted(value * 1e3 for block in blocks for value in block)
+    if not ordered:
         raise ValueError("need the duration of at least one call, got none")
-    ordered = sorted(value * 1e3 for value in seconds)
     last = len(ordered) - 1
     return Timing(
         median_ms=statistics.median(ordered),
         p10_ms=ordered[round(0.1 * last)],
         p90_ms=ordered[round(0.9 * last)],
         calls=len(ordered),
+        block_medians_ms=tuple(1e3 * statistics.median(block) for block in blocks),
     )
 
 
 def speedups(timings: Mapping[str, Timing], over: str) -> dict[str, float]:
     """Returns how many times faster than ``over`` each candidate is (ratio of medians)."""
     return {name: timings[over].median_ms / timing.median_ms for name, timing in timings.items()}
+
+
+def times_slower(timing: Timing, than: Timing) -> float:
+    """Returns the median over the rounds of the ratio of two candidates' block medians.
+
+    A phase in which the machine is slow reaches both blocks of a round, and leaves their ratio:
+    this ratio moves less from run to run than that of the two medians.
+    """
+    pairs = zip(timing.block_medians_ms, than.block_medians_ms, strict=True)
+    return statistics.median(one / other for one, other in pairs)

@@ -35,7 +35,7 @@ def test_a_stage_without_matches_shows_its_notes() -> None:
 
 
 def test_latencies_are_compared_with_the_baseline() -> None:
-    timings = {"eager": summarize([0.030]), "ours": summarize([0.010])}
+    timings = {"eager": summarize([[0.030]]), "ours": summarize([[0.010]])}
 
     text = text_of(timings_table(timings, "eager"))
 
