@@ -78,7 +78,10 @@ class TorchAOEngineConfig(EngineConfig):
 
     def __post_init__(self) -> None:
         if self.quantization is not None and self.quantization_config is not None:
-            raise ValueError("give exactly one of quantization and quantization_config, got both")
+            raise ValueError(
+                "give exactly one of quantization and quantization_config, got both; "
+                "dataclasses.replace on a preset needs quantization_config=None"
+            )
         if self.mode is not None and self.options is not None:
             raise ValueError("give mode or options, not both: a mode is a set of options")
         if self.quantization_config is None:

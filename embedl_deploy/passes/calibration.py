@@ -26,9 +26,9 @@ from embedl_deploy.passes.calibration_state import (
     refuse_moving_averages,
 )
 from embedl_deploy.passes.finite_weights import require_finite_weights
+from embedl_deploy.passes.in_float import in_float
 from embedl_deploy.passes.processes import exchanging, process_count
 from embedl_deploy.quantization.stub import QuantStub, static_stubs_of, stubs_of
-from embedl_deploy.quantization.weights import WeightFakeQuantize
 from embedl_deploy.rewriting import PassRecord
 
 ForwardLoop: TypeAlias = Callable[[nn.Module], object] | Iterable[object]
@@ -94,7 +94,8 @@ def observe_model(
     require_finite_weights(model)
     stubs = [stub for _, stub in stubs_of(model)]
     with (
-        _unrounded(model),
+        _in_eval_mode(model),
+        in_float(model),
         _observing(stubs),
         watching_inputs(model),
         _counting(model, progress) as count,
@@ -180,20 +181,13 @@ def _observing(stubs: list[QuantStub]) -> Generator[None]:
 
 
 @contextmanager
-def _unrounded(model: nn.Module) -> Generator[None]:
-    """Runs a model in eval mode with its weights in float, and gives back both."""
-    weights = [module for module in model.modules() if isinstance(module, WeightFakeQuantize)]
-    was_quantizing = [weight.quantizing for weight in weights]
+def _in_eval_mode(model: nn.Module) -> Generator[None]:
     was_training = model.training
     if was_training:
         model.eval()
-    for weight in weights:
-        weight.quantizing = False
     try:
         yield
     finally:
-        for weight, flag in zip(weights, was_quantizing, strict=True):
-            weight.quantizing = flag
         if was_training:
             model.train()
 

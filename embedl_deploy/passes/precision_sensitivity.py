@@ -15,15 +15,9 @@ from embedl_deploy.graph.flat_inputs import flat_inputs
 from embedl_deploy.graph.nodes import module_of
 from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.passes.calibration import ForwardLoop, run_forward_loop
+from embedl_deploy.passes.in_float import Saved, in_float, quantizers_in
 from embedl_deploy.passes.precision_groups import PrecisionGroup
-from embedl_deploy.passes.rounding_errors import (
-    ErrorMeter,
-    Saved,
-    energy,
-    float_outputs,
-    in_float,
-    quantizers_in,
-)
+from embedl_deploy.passes.rounding_errors import ErrorMeter, energy, float_outputs
 from embedl_deploy.quantization.stub import QuantStub
 from embedl_deploy.quantization.weights import WeightFakeQuantize
 

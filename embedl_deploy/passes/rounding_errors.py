@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from embedl_deploy.graph.flat_inputs import flat_inputs
 from embedl_deploy.graph.nodes import module_of
 from embedl_deploy.modules.fused import WeightedFused
+from embedl_deploy.passes.in_float import Saved, in_float, quantizers_in
 from embedl_deploy.quantization.stub import QuantStub
 from embedl_deploy.quantization.weights import WeightFakeQuantize
 
@@ -114,44 +115,6 @@ def decibels(signal: float, noise: float) -> float:
     if noise == 0.0:
         return math.inf
     return 10.0 * math.log10(signal / noise) if signal > 0.0 else -math.inf
-
-
-@dataclass(frozen=True)
-class Saved:
-    """How a model rounds while it runs in float."""
-
-    quantizing: dict[nn.Module, bool]
-    """By quantizer."""
-
-    corrections: dict[WeightedFused, Tensor | None]
-    """Bias corrections by layer."""
-
-
-@contextmanager
-def in_float(model: nn.Module) -> Generator[Saved]:
-    """Runs a quantized model as it was in float, bias corrections left out as well."""
-    layers = [module for module in model.modules() if isinstance(module, WeightedFused)]
-    saved = Saved(
-        {quantizer: quantizer.quantizing for quantizer in quantizers_in(model)},
-        {layer: layer.bias_correction for layer in layers},
-    )
-    for quantizer in quantizers_in(model):
-        quantizer.quantizing = False
-    for layer in layers:
-        layer.bias_correction = None
-    try:
-        yield saved
-    finally:
-        for quantizer in quantizers_in(model):
-            quantizer.quantizing = saved.quantizing[quantizer]
-        for layer, correction in saved.corrections.items():
-            layer.bias_correction = correction
-
-
-def quantizers_in(model: nn.Module) -> list[QuantStub | WeightFakeQuantize]:
-    """Returns every quantizer of a model once, in registration order."""
-    kinds = (QuantStub, WeightFakeQuantize)
-    return [module for module in model.modules() if isinstance(module, kinds)]
 
 
 class _Keeping(Interpreter):

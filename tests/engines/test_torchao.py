@@ -1,5 +1,6 @@
 import json
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -63,6 +64,10 @@ def test_preset_and_config_exclude_each_other() -> None:
 
     with pytest.raises(ValueError, match="exactly one of quantization and quantization_config"):
         TorchAOEngineConfig(quantization="int8wo", quantization_config=config)
+    with pytest.raises(ValueError, match="needs quantization_config=None"):
+        replace(TorchAOEngineConfig(quantization="int8dq"), fullgraph=True)
+    preset = TorchAOEngineConfig(quantization="int8dq")
+    assert replace(preset, quantization_config=None, fullgraph=True).fullgraph
     with pytest.raises(ValueError, match="quantization must be one of int8wo"):
         TorchAOEngineConfig.from_dict({"quantization": "int2"})
 

@@ -8,8 +8,9 @@ from embedl_deploy.backends.inductor import INDUCTOR
 from embedl_deploy.errors import CalibrationError, PreconditionError
 from embedl_deploy.graph import module_of
 from embedl_deploy.modules.fused import WeightedFused
-from embedl_deploy.passes.rounding_errors import in_float
+from embedl_deploy.passes.in_float import in_float
 from embedl_deploy.quantization import QuantStub, WeightFakeQuantize
+from embedl_deploy.quantization.stub import stubs_of
 from embedl_deploy.quantize import (
     ModulesToSkip,
     QuantConfig,
@@ -228,3 +229,22 @@ def test_a_weight_in_parts_is_stored_once() -> None:
     report = quantization_report(model, [rows])
 
     assert report.bytes == {"int8": 4 * 16 * 16 + 4 * 4 * 16}
+
+
+def test_a_second_calibration_sees_the_float_model() -> None:
+    """A bias correction belongs to the rounded weights, which calibration takes out."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 8)).eval()
+    rows = [3.0 + torch.randn(4, 64) for _ in range(4)]
+    graph = transform(model, (rows[0],), backend=INDUCTOR).model
+
+    prepared = insert_qdq(graph)
+    first = {name: stub.scale.clone() for name, stub in stubs_of(calibrate(prepared, rows))}
+    again = {name: stub.scale for name, stub in stubs_of(calibrate(prepared, rows))}
+
+    assert first and all(torch.equal(first[name], again[name]) for name in first)
+    assert any(
+        layer.bias_correction is not None
+        for layer in prepared.modules()
+        if isinstance(layer, WeightedFused)
+    )
