@@ -78,6 +78,23 @@ def test_openvino_runs_quantized_products_on_integers(
     assert torch.allclose(output(engine, IMAGE), graph(IMAGE), atol=1e-3)
 
 
+@pytest.mark.parametrize("properties", [None, {"SNIPPETS_MODE": "DISABLE"}])
+def test_openvino_keeps_small_quantized_layers_in_a_row_apart(
+    quantized_graph: Quantized, properties: dict[str, str] | None
+) -> None:
+    """Fused into one kernel, OpenVINO 2026.4 computes them wrongly."""
+    rows = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64)).eval()
+    graph = quantized_graph(net, rows)
+
+    engine = OpenVINOEngine(OpenVINOEngineConfig(properties=properties))
+    engine.build(graph, None, [(rows,)])
+
+    assert engine.kernels == {"FullyConnected": 2}
+    assert torch.allclose(output(engine, rows), graph(rows), atol=1e-3)
+
+
 def test_onnx_runtime_does_not_simulate_unless_allowed(
     quantized_graph: Quantized, residual: nn.Module, tmp_path: Path
 ) -> None:

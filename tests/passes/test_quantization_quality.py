@@ -242,7 +242,8 @@ def test_a_second_calibration_sees_the_float_model() -> None:
     first = {name: stub.scale.clone() for name, stub in stubs_of(calibrate(prepared, rows))}
     again = {name: stub.scale for name, stub in stubs_of(calibrate(prepared, rows))}
 
-    assert first and all(torch.equal(first[name], again[name]) for name in first)
+    assert first
+    assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(
         layer.bias_correction is not None
         for layer in prepared.modules()
