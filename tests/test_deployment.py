@@ -100,6 +100,18 @@ def test_an_engine_that_computes_something_else_is_dropped(block: Block) -> None
     assert "off by 0.5 relative" in subgraph.failures[0].reason
 
 
+class Spectrum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum: Tensor = torch.fft.rfft(x)
+        return spectrum
+
+
+def test_an_engine_that_rounds_complex_outputs_is_right() -> None:
+    lowered = lower(Spectrum().eval(), (X,), engines=[engine("rounds", factor=1.0001)])
+
+    assert lowered.report.engines == {"subgraph_0": "rounds"}
+
+
 def test_measuring_keeps_the_fastest_that_is_right(block: Block) -> None:
     engines = [engine("slow", sleep_ms=3), engine("wrong", factor=2.0), engine("fast")]
 

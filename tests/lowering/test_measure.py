@@ -2,8 +2,9 @@ import time
 from collections.abc import Callable
 
 import pytest
+import torch
 
-from embedl_deploy.lowering.measure import time_interleaved
+from embedl_deploy.lowering.measure import fidelity_of, time_interleaved
 
 
 def sleeping(ms: float, made: list[str], name: str) -> Callable[[], None]:
@@ -44,3 +45,19 @@ def test_every_call_is_timed(budget: float) -> None:
 
     assert list(times) == ["a", "b"]
     assert all(taken.median_ms >= 0 for taken in times.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_numbers_are_off_by_what_they_are_off_by(dtype: torch.dtype) -> None:
+    reference = torch.complex(torch.linspace(-1, 1, 8), torch.linspace(2, 3, 8)).to(dtype)
+    # A lazy conjugate of the conjugate, so that both ways of storing the same are compared.
+    same = torch.complex(reference.real.float(), -reference.imag.float()).to(dtype).conj()
+
+    rounded = fidelity_of([reference * 1.25], [reference])
+    turned = fidelity_of([reference * -1], [reference])
+
+    assert same.is_conj()
+    assert fidelity_of([same], [reference]).relative_error == 0.0
+    assert rounded.relative_error == pytest.approx(0.25, rel=1e-2)
+    assert rounded.cosine == pytest.approx(1.0, rel=1e-3)
+    assert (turned.relative_error, turned.cosine) == pytest.approx((2.0, -1.0), rel=1e-3)
