@@ -40,6 +40,9 @@ class Computation(nn.Module):
         steps: The calls.
     """
 
+    factors: Tensor | None
+    """What the tensor is multiplied by, ``None`` for nothing; saved in the ``state_dict``."""
+
     def __init__(self, tensors: Sequence[Tensor], steps: tuple[Step, ...]) -> None:
         super().__init__()
         self.names = tuple(f"input_{number}" for number in range(len(tensors)))
@@ -49,6 +52,7 @@ class Computation(nn.Module):
                 self.register_parameter(name, tensor)
             else:
                 self.register_buffer(name, tensor, persistent=False)
+        self.register_buffer("factors", None)
 
     def forward(self) -> Tensor:
         """Returns the tensor."""
@@ -60,7 +64,18 @@ class Computation(nn.Module):
         for step in self.steps:
             args, kwargs = tree_map_only(Ref, value, (step.args, step.kwargs))
             values.append(step.target(*args, **kwargs))
-        return cast("Tensor", values[-1])
+        result = cast("Tensor", values[-1])
+        return result if self.factors is None else (result * self.factors).to(result.dtype)
+
+    def scale(self, factors: Tensor) -> None:
+        """Multiplies the tensor by ``factors`` from now on; what it is made of stays as it is.
+
+        Args:
+            factors: Of a shape that broadcasts to that of the tensor. Those of several calls
+                multiply.
+        """
+        factors = factors.detach().float()
+        self.factors = factors.clone() if self.factors is None else self.factors * factors
 
 
 class _Computed:
@@ -81,8 +96,20 @@ class _Computed:
 
 def _read(layer: object, slot: str) -> Tensor | None:
     module = cast("nn.Module", layer)
-    computation = module._modules.get(COMPUTATIONS[slot])
+    computation = computation_of(module, slot)
     return module._parameters[slot] if computation is None else computation()
+
+
+def computation_of(layer: nn.Module, slot: str) -> Computation | None:
+    """Returns what computes the weight or the bias of ``layer``, ``None`` if it is stored.
+
+    Args:
+        layer: Any module.
+        slot: ``"weight"`` or ``"bias"``.
+    """
+    name = COMPUTATIONS.get(slot, "")
+    found = layer._modules.get(name) if isinstance(layer, _Computed) else None
+    return found if isinstance(found, Computation) else None
 
 
 class ComputedConv1d(_Computed, nn.Conv1d):  # pyright: ignore[reportIncompatibleVariableOverride]  # read only

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from embedl_deploy.graph.computed_weight import computation_of
 from embedl_deploy.graph.nodes import module_of, module_path, parts_of, source_line
 from embedl_deploy.graph.transposed_linear import TransposedLinear
 from embedl_deploy.modules.fold import fold_norm
@@ -102,8 +103,9 @@ def _balance(pairs: list[_Pair]) -> list[float]:
 def _scale(pair: _Pair) -> Tensor:
     produced, read = _produced(pair.producer), _by_input(pair.reader)
     factors = equalising_factors(produced.abs().flatten(1).amax(1), _peaks_read(read))
-    _divide_outputs(pair.producer, factors)
-    _multiply_inputs(pair.reader, factors)
+    if bool((factors != 1.0).any()):
+        _divide_outputs(pair.producer, 1.0 / factors)
+        _multiply_inputs(pair.reader, factors)
     return factors
 
 
@@ -126,23 +128,23 @@ def _peaks_read(weight: Tensor) -> Tensor:
     return weight.abs().amax((1, *range(3, weight.dim()))).flatten()
 
 
-def _divide_outputs(layer: _Layer, factors: Tensor) -> None:
+def _divide_outputs(layer: _Layer, inverse: Tensor) -> None:
+    """Divides what a layer yields; the inverse of a power of two is exact."""
     if layer.norm is not None:
         for name in ("weight", "bias"):
-            _replace(layer.norm, name, _parameter(layer.norm, name) / factors)
+            _multiply(layer.norm, name, inverse)
         return
     weighted = layer.weighted
-    weight = _weight(weighted)
-    _replace(weighted, "weight", weight / factors.reshape(-1, *(1,) * (weight.dim() - 1)))
-    bias = optional_parameter(weighted, "bias")
-    if bias is not None:
-        _replace(weighted, "bias", bias / factors)
+    _multiply(weighted, "weight", inverse.reshape(-1, *(1,) * (_weight(weighted).dim() - 1)))
+    if optional_parameter(weighted, "bias") is not None:
+        _multiply(weighted, "bias", inverse)
 
 
 def _multiply_inputs(layer: _Layer, factors: Tensor) -> None:
     weight = _by_input(layer)
     by_group = factors.reshape(weight.shape[0], 1, -1, *(1,) * (weight.dim() - 3))
-    _replace(layer.weighted, "weight", (weight * by_group).flatten(0, 1))
+    by_output = by_group.expand(-1, weight.shape[1], *by_group.shape[2:])
+    _multiply(layer.weighted, "weight", by_output.flatten(0, 1))
 
 
 def _pair_at(node: Node) -> _Pair | None:
@@ -237,9 +239,13 @@ def _parameter(module: nn.Module, name: str) -> Tensor:
     return found
 
 
-def _replace(module: nn.Module, name: str, new: Tensor) -> None:
+def _multiply(module: nn.Module, name: str, factors: Tensor) -> None:
+    computation = computation_of(module, name)
+    if computation is not None:
+        computation.scale(factors)
+        return
     old = _parameter(module, name)
-    value = new.detach().to(old.dtype).contiguous()
+    value = (old * factors).detach().to(old.dtype).contiguous()
     setattr(module, name, nn.Parameter(value, old.requires_grad))
 
 

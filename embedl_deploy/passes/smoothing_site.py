@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from embedl_deploy.graph.computed_weight import computation_of
 from embedl_deploy.graph.nodes import module_of
 from embedl_deploy.graph.transposed_linear import TransposedLinear
 from embedl_deploy.graph.values import infer_value
@@ -76,7 +77,11 @@ class SmoothingSite:
         """Divides the tensor by the factors, the weights take them; returns what gives it now."""
         for layer in self.layers:
             per_input = factors[:, None] if isinstance(layer, TransposedLinear) else factors
-            _replace(layer, "weight", layer.weight, layer.weight * per_input)
+            computation = computation_of(layer, "weight")
+            if computation is None:
+                _replace(layer, "weight", layer.weight, layer.weight * per_input)
+            else:
+                computation.scale(per_input)
         if not isinstance(self.match.pattern, MoveOutliersIntoLinears):
             return _insert_product(graph_module, self.value, 1.0 / factors)
         for name in ("weight", "bias"):

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import register_parametrization
 
 from embedl_deploy.backend import Backend
 from embedl_deploy.backends.inductor import INDUCTOR
@@ -91,6 +93,45 @@ def test_linear_layers_compute_the_same(backend: Backend, make: Callable[[], nn.
 
     assert len(record.applied) == 1
     torch.testing.assert_close(graph(ROWS), expected, rtol=1e-6, atol=0)
+
+
+class Doubled(nn.Module):
+    """Makes a parameter from one half as large."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def with_computed_parameters(norm: nn.Module) -> nn.Module:
+    first, second = nn.Conv2d(4, 8, 3), nn.Conv2d(8, 3, 1)
+    register_parametrization(first, "bias", Doubled())
+    return nn.Sequential(weight_norm(first), norm, nn.ReLU(), weight_norm(second))
+
+
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.BatchNorm2d(8)])
+def test_computed_weights_take_factors_and_stay_computed(norm: nn.Module) -> None:
+    model = uneven(with_computed_parameters(norm))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    expected = transform(model, (IMAGE,), backend=INDUCTOR).model(IMAGE)
+
+    graph, record = equalised(model, IMAGE)
+
+    assert len(record.applied) == 1
+    assert torch.equal(graph(IMAGE), expected)
+    assert graph.state_dict().keys() - before.keys() >= {"3.weight_computation.factors"}
+    assert all(torch.equal(graph.state_dict()[key], before[key]) for key in before if key[0] != "1")
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+
+
+def test_layers_in_balance_keep_their_parameters() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+
+    graph, record = equalised(model.eval(), ROWS)
+
+    assert not record.applied
+    assert graph.get_parameter("0.weight") is model[0].weight
 
 
 def test_both_sides_get_the_same_range_up_to_a_factor_of_two() -> None:
