@@ -33,8 +33,13 @@ class FileEngine(Engine):
     STATE_KERNELS: ClassVar[str] = "kernels"
     """Key of a saved state: how many integer kernels of each kind the runtime made."""
 
+    splits_linears: ClassVar[bool] = False
+    """Whether the runtime has integer kernels for linear layers only as MatMul and Add."""
+
     _file: Path | None = None
     _form: CallForm | None = None
+    _is_quantized: bool = False
+    """Whether products in the file read quantized operands."""
 
     @property
     def needs_module(self) -> bool:
@@ -73,8 +78,9 @@ class FileEngine(Engine):
         path = working_folder(self, cache_dir) / f"{self.name}-{uuid.uuid4().hex}.onnx"
         self._file = path
         shapes = getattr(graph_spec, "dynamic_shapes", None)
-        written = write_onnx(module, data[0], path, shapes)
+        written = write_onnx(module, data[0], path, shapes, splits_linears=self.splits_linears)
         self._form = written.form
+        self._is_quantized = written.quantized_products > 0
         self._open(path, device)
         self.kernels = self._count_kernels()
         missing = written.quantized_products - sum(self.kernels.values())
@@ -114,6 +120,7 @@ class FileEngine(Engine):
         self._file = path
         self._form = CallForm.from_dict(cast("dict[str, object]", form))
         self.kernels = cast("dict[str, int]", kernels)
+        self._is_quantized = bool(self.kernels)
 
     def _discard(self) -> None:
         self._close()

@@ -19,7 +19,7 @@ from embedl_deploy.engines.call_form import CallForm
 from embedl_deploy.engines.engine import Sample
 from embedl_deploy.engines.integer_graph import quantized_products
 from embedl_deploy.engines.onnx_quantization import OPSET, quantization_table, store_short_codes
-from embedl_deploy.engines.onnx_spelling import spell_for_onnx
+from embedl_deploy.engines.onnx_spelling import spell_for_onnx, split_quantized_linears
 from embedl_deploy.engines.program import exported_program, flat_graph, form_of
 from embedl_deploy.errors import BuildError, MissingDependencyError
 
@@ -54,6 +54,7 @@ def write_onnx(
     rest_dtype: torch.dtype | None = None,
     external_above: int | None = None,
     short_codes: bool = False,
+    splits_linears: bool = False,
 ) -> OnnxFile:
     """Writes ``module`` as ONNX of opset 21 to ``path``, whole or not at all.
 
@@ -69,6 +70,7 @@ def write_onnx(
         external_above: With more bytes of weights than this they go into a second file, named like
             the first with ``.data`` behind; None: they never do.
         short_codes: Whether int4 values, which are stored as int8, become int4.
+        splits_linears: Whether quantized linear layers become a MatMul and an Add.
 
     Raises:
         MissingDependencyError: onnx and onnxscript are not installed.
@@ -79,7 +81,10 @@ def write_onnx(
     program = exported_program(module, sample, dynamic_shapes)
     graph = flat_graph(program)
     form = form_of(graph, sample)
-    if spell_for_onnx(graph, rest_dtype):
+    respelled = spell_for_onnx(graph, rest_dtype)
+    if splits_linears:
+        respelled |= split_quantized_linears(graph)
+    if respelled:
         program = exported_program(graph, sample)
     products = len(quantized_products(graph))
     model = _translated(program, short_codes)

@@ -4,7 +4,12 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from embedl_deploy.engines.integer_graph import attribute, operation, source
+from embedl_deploy.engines.integer_graph import (
+    attribute,
+    is_quantized_product,
+    operation,
+    source,
+)
 from embedl_deploy.engines.rest_dtype import cast_rest
 from embedl_deploy.graph.nodes import dtype_of
 from embedl_deploy.graph.values import infer_value
@@ -32,6 +37,52 @@ def spell_for_onnx(graph_module: GraphModule, rest_dtype: torch.dtype | None) ->
         graph_module.graph.lint()
         graph_module.recompile()
     return changed
+
+
+def split_quantized_linears(graph_module: GraphModule) -> bool:
+    """Respells quantized linear layers as a matrix product and a sum; tells whether it did.
+
+    ONNX Runtime has an integer kernel with float outputs for products of matrices only: not where
+    the weight is transposed or a bias comes along, as in what the exporter makes of a linear layer.
+    """
+    products = [node for node in graph_module.graph.nodes if operation(node) == "linear"]
+    split = [node for node in products if is_quantized_product(node)]
+    transposed: dict[str, str] = {}
+    done = [_split_linear(graph_module, node, transposed) for node in split]
+    if any(done):
+        graph_module.graph.eliminate_dead_code()
+        graph_module.graph.lint()
+        graph_module.recompile()
+    return any(done)
+
+
+def _split_linear(graph_module: GraphModule, linear: Node, transposed: dict[str, str]) -> bool:
+    x, weight, *rest = linear.args
+    bias = rest[0] if rest else linear.kwargs.get("bias")
+    if not isinstance(weight, Node) or operation(weight) != "dequantize_per_channel":
+        return False
+    codes = weight.args[0]
+    if not isinstance(codes, Node) or codes.op != "get_attr" or weight.args[3] != 0:
+        return False
+    path = str(codes.target)
+    if path not in transposed:
+        transposed[path] = f"_transposed_codes_{len(transposed)}"
+        tensor = attribute(graph_module, path).detach().t().contiguous()
+        graph_module.register_buffer(transposed[path], tensor)
+    graph = graph_module.graph
+    aten = torch.ops.aten
+    with graph.inserting_before(linear):
+        stored = graph.get_attr(transposed[path])
+        arguments = (stored, *weight.args[1:3], 1, *weight.args[4:])
+        dequantize = decomposed().dequantize_per_channel.default
+        values = graph.call_function(dequantize, arguments, dict(weight.kwargs))
+        found = graph.call_function(aten.matmul.default, (x, values))
+        if bias is not None:
+            found = graph.call_function(aten.add.Tensor, (found, bias))
+    found.meta = dict(linear.meta)
+    linear.replace_all_uses_with(found)
+    graph.erase_node(linear)
+    return True
 
 
 def _spell_float8(graph_module: GraphModule) -> bool:

@@ -16,7 +16,7 @@ from embedl_deploy.engines.file_engine import FileEngine, exchanges_bfloat16
 from embedl_deploy.engines.inductor_build import first_line
 from embedl_deploy.engines.integer_graph import FLOAT_AT_RUN_TIME, is_scaled_at_run_time
 from embedl_deploy.engines.scratch import run_folder
-from embedl_deploy.errors import BuildError, MissingDependencyError
+from embedl_deploy.errors import BuildError, LoweringError, MissingDependencyError
 from embedl_deploy.rewriting.refusal import Refusal
 
 _INTEGER_PRODUCTS = (
@@ -25,6 +25,9 @@ _INTEGER_PRODUCTS = (
 )  # fmt: skip
 _AS_WRITTEN = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """Else a product with weights alone in low precision rounds its float inputs to int8, in blocks."""
+
+_SPOIL_INTEGERS = ["MatMulAddFusion"]
+"""It takes a product with its float bias before the integer kernels get it, which then cannot."""
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -66,6 +69,7 @@ class OnnxRuntimeEngine(FileEngine):
     config_class = OnnxRuntimeEngineConfig
     config: OnnxRuntimeEngineConfig
     libraries = ("onnxruntime", "onnx", "onnxscript")
+    splits_linears = True
 
     _session: _Session | None = None
     _names: Sequence[str] = ()
@@ -91,7 +95,12 @@ class OnnxRuntimeEngine(FileEngine):
             with tempfile.TemporaryDirectory(dir=run_folder()) as folder:
                 optimized = Path(folder) / "optimized.onnx"
                 options = self._options(runtime, optimized)
-                session = runtime.InferenceSession(str(path), options, providers=providers)
+                session = runtime.InferenceSession(
+                    str(path),
+                    options,
+                    providers=providers,
+                    disabled_optimizers=_SPOIL_INTEGERS if self._is_quantized else [],
+                )
                 self._optimized = _operations_in(optimized)
         except Exception as error:
             raise BuildError(f"ONNX Runtime cannot load the file: {first_line(error)}") from error
@@ -115,7 +124,13 @@ class OnnxRuntimeEngine(FileEngine):
         assert self._session is not None, "an active engine has a session"
         arrays = [tensor.detach().cpu().numpy() for tensor in inputs]
         feed = dict(zip(self._names, arrays, strict=True))
-        outputs = [torch.from_numpy(array) for array in self._session.run(None, feed)]
+        try:
+            found = self._session.run(None, feed)
+        except Exception as error:  # those of ONNX Runtime share no base but Exception
+            raise LoweringError(
+                f"ONNX Runtime cannot run the file on this input: {first_line(error)}"
+            ) from error
+        outputs = [torch.from_numpy(array) for array in found]
         device = inputs[0].device if inputs else torch.device("cpu")
         return outputs if device.type == "cpu" else [output.to(device) for output in outputs]
 
@@ -139,7 +154,12 @@ class _Runtime(Protocol):
     def get_available_providers(self) -> list[str]: ...
     def SessionOptions(self) -> _Options: ...  # noqa: N802  # the library's name
     def InferenceSession(  # noqa: N802
-        self, path: str, options: object, *, providers: list[str]
+        self,
+        path: str,
+        options: object,
+        *,
+        providers: list[str],
+        disabled_optimizers: Sequence[str],
     ) -> object: ...
 
 

@@ -95,6 +95,25 @@ def test_openvino_keeps_small_quantized_layers_in_a_row_apart(
     assert torch.allclose(output(engine, rows), graph(rows), atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(6, 64), (2, 5, 64)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_onnx_runtime_runs_quantized_linear_layers_on_integers(
+    quantized_graph: Quantized, shape: tuple[int, ...], bias: bool
+) -> None:
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    layers = nn.Linear(64, 128, bias=bias), nn.GELU(), nn.Linear(128, 64, bias=bias)
+    graph = quantized_graph(nn.Sequential(*layers).eval(), rows)
+
+    engine = OnnxRuntimeEngine().build(graph, None, [(rows,)])
+    loaded = OnnxRuntimeEngine.from_dict(None, engine.to_dict())
+    loaded.deploy(None)
+
+    assert engine.kernels == {"MatMulIntegerToFloat": 2}
+    assert torch.allclose(output(engine, rows), graph(rows), atol=1e-4)
+    assert torch.equal(output(loaded, rows), output(engine, rows))
+
+
 def test_onnx_runtime_does_not_simulate_unless_allowed(
     quantized_graph: Quantized, residual: nn.Module, tmp_path: Path
 ) -> None:
