@@ -82,6 +82,7 @@ class Contest:
             fidelity = fidelity_of(list(outputs), self.references)
         except BUILD_ERRORS as error:
             self._fail(label, error_text(error), is_passing=isinstance(error, PASSING_ERRORS))
+            engine.deactivate()
             return None
         allowed = tolerance(self.work.piece, self.settings)
         if not fidelity.relative_error <= allowed:

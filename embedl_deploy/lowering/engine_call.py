@@ -16,7 +16,8 @@ _ENGINE_ERRORS = (
     RuntimeError,
     ValueError,
     TypeError,
-    NotImplementedError,
+    LookupError,
+    ArithmeticError,
     AssertionError,
     EmbedlDeployError,
 )
