@@ -2,9 +2,9 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, cast, get_args
+from typing import ClassVar, cast
 
 import torch
 from torch import nn
@@ -13,13 +13,20 @@ from torch.fx import GraphModule, Node
 from embedl_deploy.engines.config import EngineConfig
 from embedl_deploy.engines.engine import Engine, Sample
 from embedl_deploy.engines.float8_products import put_float8_layers
-from embedl_deploy.engines.inductor import Mode
+from embedl_deploy.engines.inductor import InductorEngineConfig, Mode
 from embedl_deploy.engines.inductor_build import require_compiler
 from embedl_deploy.engines.inductor_programs import CompiledProgram, JustInTime
 from embedl_deploy.engines.integer_graph import is_quantized, operation
 from embedl_deploy.engines.integer_products import put_integer_layers, unfit_quantization
 from embedl_deploy.engines.linear_layers import with_linear_layers
 from embedl_deploy.engines.placing import put_on, require_on
+from embedl_deploy.engines.program import has_dynamic_sizes
+from embedl_deploy.engines.torchao_presets import (
+    Preset,
+    preset_config,
+    unfit_device,
+    without_side_effects,
+)
 from embedl_deploy.engines.torchao_weights import (
     Filter,
     first_weight,
@@ -32,25 +39,6 @@ from embedl_deploy.errors import BuildError
 from embedl_deploy.graph.nodes import value_of
 from embedl_deploy.rewriting.refusal import Refusal
 
-Preset = Literal["int8wo", "int8dq", "int4wo", "fp8wo", "fp8dq", "mxfp8dq", "nvfp4dq"]
-
-_PRESETS = {
-    "int8wo": ("torchao.quantization", "Int8WeightOnlyConfig"),
-    "int8dq": ("torchao.quantization", "Int8DynamicActivationInt8WeightConfig"),
-    "int4wo": ("torchao.quantization", "Int4WeightOnlyConfig"),
-    "fp8wo": ("torchao.quantization", "Float8WeightOnlyConfig"),
-    "fp8dq": ("torchao.quantization", "Float8DynamicActivationFloat8WeightConfig"),
-    "mxfp8dq": ("torchao.prototype.mx_formats", "MXDynamicActivationMXWeightConfig"),
-    "nvfp4dq": ("torchao.prototype.mx_formats", "NVFP4DynamicActivationNVFP4WeightConfig"),
-}
-_CAPABILITY = {
-    "Float8DynamicActivationFloat8WeightConfig": (8, 9),
-    "Int4WeightOnlyConfig": (8, 0),
-    "MXDynamicActivationMXWeightConfig": (10, 0),
-    "NVFP4DynamicActivationNVFP4WeightConfig": (10, 0),
-}
-"""The least CUDA compute capability that each configuration runs on; the rest run anywhere."""
-
 
 @dataclass(frozen=True)
 class TorchAOEngineConfig(EngineConfig):
@@ -59,11 +47,11 @@ class TorchAOEngineConfig(EngineConfig):
     Neither ``quantization`` nor ``quantization_config`` means ``int8wo``: it runs everywhere.
     """
 
-    quantization: Preset | None = None
+    quantization: Preset | None = field(default=None, compare=False)
     """A preset; fills ``quantization_config``, so that a preset and its config are one key."""
 
     quantization_config: object | None = None
-    """Any torchao configuration."""
+    """Any torchao configuration; kept as a copy that leaves Inductor's settings alone."""
 
     filter_fn: Filter | None = None
     """Which linear layers, by (layer, path in the model); None: all.
@@ -73,6 +61,8 @@ class TorchAOEngineConfig(EngineConfig):
 
     fullgraph: bool = False
     dynamic: bool | None = None
+    """Whether sizes may change; None: as the declared shapes say."""
+
     mode: Mode | None = None
     options: dict[str, object] | None = None
 
@@ -82,14 +72,11 @@ class TorchAOEngineConfig(EngineConfig):
                 "give exactly one of quantization and quantization_config, got both; "
                 "dataclasses.replace on a preset needs quantization_config=None"
             )
-        if self.mode is not None and self.options is not None:
-            raise ValueError("give mode or options, not both: a mode is a set of options")
-        if self.quantization_config is None:
-            chosen = self.quantization or "int8wo"
-            if chosen not in _PRESETS:
-                presets = ", ".join(get_args(Preset))
-                raise ValueError(f"quantization must be one of {presets}, got {chosen!r}")
-            object.__setattr__(self, "quantization_config", _preset(chosen))
+        InductorEngineConfig(mode=self.mode, options=self.options)  # its checks hold here too
+        given = self.quantization_config
+        if given is None:
+            given = preset_config(self.quantization or "int8wo")
+        object.__setattr__(self, "quantization_config", without_side_effects(given))
 
     def describe(self) -> str:
         kind = type(self.quantization_config).__name__
@@ -140,6 +127,7 @@ class TorchAOEngine(Engine):
 
     _quantized: nn.Module | None = None
     _program: CompiledProgram | None = None
+    _is_declared_dynamic = False
 
     @property
     def is_jit(self) -> bool:
@@ -170,7 +158,7 @@ class TorchAOEngine(Engine):
         device: torch.device,
         cache_dir: Path | None,
     ) -> None:
-        del graph_spec, cache_dir
+        del cache_dir
         require_compiler()
         require_on(module, device)
         layers = with_linear_layers(module)
@@ -180,6 +168,7 @@ class TorchAOEngine(Engine):
                 raise BuildError(f"{reason}; the first weight is {first_weight(layers)}")
             quantize_layers(layers, self.config.quantization_config, self.config.filter_fn)
         self._quantized = layers.module
+        self._is_declared_dynamic = getattr(graph_spec, "dynamic_shapes", None) is not None
         started = self._start(device)
         if data:
             started.compile_for(data[0])
@@ -198,9 +187,13 @@ class TorchAOEngine(Engine):
 
     def _start(self, device: torch.device) -> CompiledProgram:
         assert self._quantized is not None, "a built or loaded engine has a quantized module"
+        declared = self._is_declared_dynamic or (
+            isinstance(self._quantized, GraphModule) and has_dynamic_sizes(self._quantized)
+        )
+        dynamic = self.config.dynamic
         settings = JustInTime(
             fullgraph=self.config.fullgraph,
-            dynamic=self.config.dynamic,
+            dynamic=True if dynamic is None and declared else dynamic,
             mode=self.config.mode,
             options=self.config.options,
             autocast_dtype=None,
@@ -210,20 +203,7 @@ class TorchAOEngine(Engine):
         return started
 
     def _unfit(self, device: torch.device) -> str | None:
-        kind = type(self.config.quantization_config).__name__
-        needed = _CAPABILITY.get(kind)
-        if needed is None:
-            return None
-        if device.type != "cuda":
-            return (
-                f"{kind} needs a CUDA device of compute capability {_dotted(needed)}, got {device}"
-            )
-        found = torch.cuda.get_device_capability(device)
-        if found >= needed:
-            return None
-        return (
-            f"{kind} needs compute capability {_dotted(needed)}, this device has {_dotted(found)}"
-        )
+        return unfit_device(self.config.quantization_config, device)
 
     def _infer(self, *args: object, **kwargs: object) -> object:
         assert self._program is not None, "an active engine has a program"
@@ -259,15 +239,6 @@ class TorchAOEngine(Engine):
         self.kernels = {}
 
 
-def _preset(name: str) -> object:
-    module, kind = _PRESETS[name]
-    config = getattr(importlib.import_module(module), kind)()
-    if hasattr(config, "set_inductor_config"):
-        # It would change Inductor's settings for the whole process.
-        config.set_inductor_config = False
-    return config
-
-
 def _name_of(function: Filter) -> str:
     module, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
     if not module or not name or "<" in name or module == "__main__":
@@ -289,7 +260,3 @@ def _function_named(name: str) -> Filter:
     if not callable(found):
         raise ValueError(f"filter_fn {name!r} must be a function, it is a {type(found).__name__}")
     return cast("Filter", found)
-
-
-def _dotted(capability: tuple[int, int]) -> str:
-    return f"{capability[0]}.{capability[1]}"

@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 from embedl_deploy.engines.engine import Engine
 from embedl_deploy.graph.nodes import module_path, source_line
 from embedl_deploy.graph.text import label as operation_text
+from embedl_deploy.lowering.build_errors import BUILD_ERRORS
 from embedl_deploy.lowering.engine_choice import EngineChoice, engine_from
 from embedl_deploy.lowering.report import NodeRefusal
 from embedl_deploy.lowering.units import is_step
@@ -113,12 +114,20 @@ def _labelled(engine: Engine, prototypes: dict[str, Engine]) -> str:
     name, count = engine.name, 1
     label = name
     while label in prototypes:
-        if prototypes[label].key() == engine.key():
+        if _is_equal(prototypes[label], engine):
             return label
         count += 1
         label = f"{name}-{count}"
     prototypes[label] = engine
     return label
+
+
+def _is_equal(one: Engine, other: Engine) -> bool:
+    """Tells whether two engines are set alike; settings without a form as data are compared."""
+    try:
+        return one.key() == other.key()
+    except BUILD_ERRORS:
+        return type(one) is type(other) and one.config == other.config
 
 
 def _pattern_of(node: Node, pinned: Mapping[str, str]) -> str | None:

@@ -2,20 +2,27 @@ import json
 from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor import config as inductor_config
+from torch.export import Dim
 from torch.fx import GraphModule
-from torchao.quantization import Int4WeightOnlyConfig
+from torchao.quantization import (
+    Int4WeightOnlyConfig,
+    Int8DynamicActivationInt8WeightConfig,
+)
 
 from embedl_deploy import load_lowered, lower
 from embedl_deploy.engines import TorchAOEngine, TorchAOEngineConfig
 from embedl_deploy.engines.linear_layers import with_linear_layers
-from embedl_deploy.engines.torchao import Preset
+from embedl_deploy.engines.torchao_presets import Preset
 from embedl_deploy.engines.torchao_weights import quantize_layers
 from embedl_deploy.errors import BuildError
+from embedl_deploy.lowering.candidates import candidates_of
 
 X = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
 
@@ -52,11 +59,66 @@ def test_quantizes_a_copy_of_a_module_or_flat_graph() -> None:
 
 def test_a_preset_and_its_config_share_one_key() -> None:
     preset = TorchAOEngineConfig(quantization="int8dq")
-    spelled = TorchAOEngineConfig(quantization_config=preset.quantization_config)
+    given = Int8DynamicActivationInt8WeightConfig()
+    spelled = TorchAOEngineConfig(quantization_config=given)
 
     assert TorchAOEngine(preset).key() == TorchAOEngine(spelled).key()
+    assert preset == spelled
+    assert given == Int8DynamicActivationInt8WeightConfig()
     assert TorchAOEngine(preset).key() != TorchAOEngine().key()
     assert TorchAOEngineConfig.from_dict(preset.to_dict()).key() == preset.key()
+
+
+def test_a_configuration_given_leaves_inductors_settings_alone() -> None:
+    before = inductor_config.save_config_portable()
+    layers = with_linear_layers(two_layers())
+
+    config = TorchAOEngineConfig(quantization_config=Int8DynamicActivationInt8WeightConfig())
+    quantize_layers(layers, config.quantization_config, None)
+
+    kinds = {type(layer.weight.data).__name__ for layer in layers.by_name.values()}
+    assert kinds == {"Int8Tensor"}
+    assert inductor_config.save_config_portable() == before
+
+
+def test_a_mode_is_checked_as_inductors_is() -> None:
+    with pytest.raises(ValueError, match=r"mode must be one of default, .* got 'fastest'"):
+        TorchAOEngineConfig.from_dict({"mode": "fastest"})
+    with pytest.raises(ValueError, match="give mode or options, not both"):
+        TorchAOEngineConfig(mode="default", options={})
+
+
+def test_engines_whose_filter_has_no_name_are_compared_by_their_settings() -> None:
+    configs = [
+        TorchAOEngineConfig(filter_fn=lambda _module, path: path == "0"),
+        TorchAOEngineConfig(filter_fn=lambda _module, path: path == "2"),
+    ]
+    engines = [TorchAOEngine(config) for config in configs]
+    again = TorchAOEngine(replace(configs[0], quantization=None))
+    graph = torch.export.export(two_layers(), (X,)).module(check_guards=False)
+    assert isinstance(graph, GraphModule)
+
+    found = candidates_of(graph, [*engines, again], {})
+
+    assert list(found.engines.values()) == engines
+
+
+def sizes_to_1000() -> tuple[dict[int, Dim]]:
+    return ({0: Dim("batch", min=2, max=1000)},)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_declared_sizes_are_compiled_once(flat: bool) -> None:
+    module = two_layers()
+    spec = None if flat else SimpleNamespace(dynamic_shapes=sizes_to_1000())
+    program = torch.export.export(module, (X,), dynamic_shapes=sizes_to_1000())
+    given = program.module(check_guards=False) if flat else module
+    engine = TorchAOEngine().build(given, spec, [(X,)])
+
+    with torch.compiler.set_stance("fail_on_recompile"):
+        output = outcome(engine, X.repeat(7, 1))
+
+    torch.testing.assert_close(output, outcome(engine).repeat(7, 1), rtol=1e-3, atol=1e-3)
 
 
 def test_preset_and_config_exclude_each_other() -> None:
