@@ -48,6 +48,10 @@ class InputMean:
         positions = torch.tensor(self.positions, dtype=torch.int64)
         return {"total": self.total, "count": torch.tensor(self.count), "positions": positions}
 
+    def state_if_any(self) -> dict[str, Tensor] | None:
+        """Returns the state, ``None`` where nothing was seen."""
+        return None if self.total is None else self.state()
+
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Goes on from what another mean saw."""
         self.load_merged([state])

@@ -98,7 +98,7 @@ def observe_model(
         in_float(model),
         _observing(stubs),
         watching_inputs(model),
-        _counting(model, progress) as count,
+        counting(model, progress) as count,
         exchanging(lambda: (count, calibration_state(model))) as seen,
     ):
         if process_count() > 1:
@@ -150,7 +150,8 @@ def _require_no_stubs(stubs: list[QuantStub]) -> None:
 
 
 @contextmanager
-def _counting(model: nn.Module, progress: Progress | None) -> Generator[Count]:
+def counting(model: nn.Module, progress: Progress | None = None) -> Generator[Count]:
+    """Counts forward passes and samples, and tells ``progress`` of each pass."""
     count = Count()
 
     def after_forward(

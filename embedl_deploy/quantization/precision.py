@@ -77,7 +77,8 @@ class WeightRounding(Enum):
 
     GPTQ = "gptq"
     """Codes are chosen together, so that their errors make up for one another on the calibration
-    data. Costs one more pass over it, and memory for each layer's inputs squared."""
+    data. Costs another pass over it for every GiB that the layers' inputs squared take, and one
+    more where biases are corrected."""
 
     ADAROUND = "adaround"
     """Each value goes to one of the two codes next to it, which one is learned on the calibration

@@ -15,6 +15,7 @@ from embedl_deploy.quantization import CalibrationMethod, QuantStub, TensorQuant
 from embedl_deploy.quantize import (
     QuantConfig,
     SmoothQuantConfig,
+    WeightRounding,
     calibrate,
     calibration_state,
     insert_qdq,
@@ -135,9 +136,12 @@ def _calibrate_share(rank: int, folder: str) -> None:
     smooth = replace(configured(CalibrationMethod.MINMAX), smooth=SmoothQuantConfig(search=False))
     quantized = quantize(_normed(), (ROWS[0],), smooth, ROWS[rank::2], backend=INDUCTOR)
     torch.save(numbers(quantized), f"{folder}/smooth_{rank}.pt")
+    quantized = quantize(_normed(), (ROWS[0],), GPTQ, ROWS[rank::2], backend=INDUCTOR)
+    torch.save(quantized.state_dict(), f"{folder}/rounded_{rank}.pt")
     distributed.destroy_process_group()
 
 
+GPTQ = QuantConfig(weight_rounding=WeightRounding.GPTQ, smooth=None)
 ROWS = list(torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0)).exp())
 
 
@@ -162,6 +166,13 @@ def test_two_processes_get_the_scales_of_one(tmp_path: Path) -> None:
     first, second = (torch.load(tmp_path / f"smooth_{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(first[:2], whole[:2], strict=True))
+    rounded = quantize(_normed(), (ROWS[0],), GPTQ, ROWS, backend=INDUCTOR).state_dict()
+    first, second = (torch.load(tmp_path / f"rounded_{rank}.pt") for rank in (0, 1))
+    assert first.keys() == second.keys() == rounded.keys()
+    assert any("bias_correction" in name for name in rounded)
+    for name, value in rounded.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value)
 
 
 def notes_of(model: nn.Module, data: list[Tensor]) -> str:
