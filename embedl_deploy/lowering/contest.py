@@ -21,6 +21,8 @@ from embedl_deploy.lowering.units import is_quantization
 
 _TOLERANCE = 0.1
 _QUANTIZED_TOLERANCE = 0.25
+_TIMING_S = 8.0
+"""Most seconds that candidates which are close to each other are timed."""
 
 
 @dataclass
@@ -137,7 +139,8 @@ def call_times(
 ) -> dict[str, CallTime]:
     """Times calls in turns, for a quarter of the time budget at most."""
     settings.say(f"timing {', '.join(calls)}")
-    budget = 2.0 if settings.time_budget_s is None else min(2.0, settings.time_budget_s / 4)
+    spare = settings.time_budget_s
+    budget = _TIMING_S if spare is None else min(_TIMING_S, spare / 4)
     with torch.no_grad():
         return time_interleaved(calls, budget)
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 _BLOCK = 10
 _FEWEST = 3
-_HOPELESS = 2.0
+_HOPELESS = 1.5
+_CLEARLY = 1.03
 _MIN_ROUNDS = 3
 _MAX_ROUNDS = 30
 
@@ -87,23 +88,39 @@ def time_interleaved(
 ) -> dict[str, CallTime]:
     """Times each call in blocks whose order rotates, so that all share the machine's mood.
 
-    Blocks have 10 calls, 3 at least where 10 would not fit the budget. A call that is more than
-    twice as slow as the fastest is not timed again: its figures rest on fewer blocks.
+    Blocks have 10 calls, 3 at least where 10 would not fit the budget, after one that warms up.
+    Rounds end with the budget, or when one call was ahead of each other in every round. A call
+    that is more than one and a half times as slow as the fastest is not timed again: its figures
+    rest on fewer blocks.
     """
     names = list(calls)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    blocks: dict[str, list[list[float]]] = {name: [] for name in names}
     once = sum(min(_block(calls[name], 2)) for name in names)
     block = max(_FEWEST, min(_BLOCK, int(budget_s / (_MIN_ROUNDS * once)))) if once else _BLOCK
     start = time.perf_counter()
     for done in range(_MAX_ROUNDS):
-        if done >= _MIN_ROUNDS and time.perf_counter() - start > budget_s:
+        spent = time.perf_counter() - start > budget_s
+        if done >= _MIN_ROUNDS and (spent or _is_decided([blocks[name] for name in names])):
             break
         shift = done % len(names)
-        for name in names[shift:] + names[:shift]:
-            seconds[name] += _block(calls[name], block)
-        fastest = min(min(seconds[name]) for name in names)
-        names = [name for name in names if min(seconds[name]) <= _HOPELESS * fastest]
-    return {name: _summary(values) for name, values in seconds.items()}
+        order = names[shift:] + names[:shift]
+        for name in reversed(order) if done % 2 else order:
+            blocks[name].append(_block(calls[name], 1 + block)[1:])
+        least = {name: min(map(min, blocks[name])) for name in names}
+        names = [name for name in names if least[name] <= _HOPELESS * min(least.values())]
+    return {name: _summary([s for one in found for s in one]) for name, found in blocks.items()}
+
+
+def _is_decided(contenders: Sequence[Sequence[Sequence[float]]]) -> bool:
+    """Tells whether one call was faster than each other by a clear margin in every round."""
+    rounds = [[statistics.median(block) for block in one] for one in zip(*contenders, strict=True)]
+    leader = min(range(len(contenders)), key=lambda index: sum(one[index] for one in rounds))
+    return all(
+        value >= _CLEARLY * one[leader]
+        for one in rounds
+        for index, value in enumerate(one)
+        if index != leader
+    )
 
 
 def _block(call: Callable[[], object], count: int) -> list[float]:
