@@ -23,12 +23,15 @@ class RoundedWeight(WeightFakeQuantize):
         self.scale.copy_(nearest.scale)
         self.quantizing, self.frozen = nearest.quantizing, True
         # Clamping comes after the offset, so that it counts from the unclamped code.
-        nearest_codes = torch.round(weight.detach().float() * (1.0 / self._broadcast(weight.shape)))
-        self.register_buffer("code_offset", (codes - nearest_codes).to(torch.int16))
+        offset = codes - self._nearest_codes(weight.detach().float())
+        self.register_buffer("code_offset", offset.to(torch.int16))
         self.train(nearest.training)
 
     def forward(self, weight: Tensor) -> Tensor:
-        return super().forward(self._moved(weight) if self.quantizing else weight)
+        if not self.quantizing:
+            return weight
+        rounded = super().forward(self._moved(weight))
+        return rounded if rounded.dtype == weight.dtype else rounded.to(weight.dtype)
 
     def codes_of(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         return super().codes_of(self._moved(weight))
@@ -44,7 +47,16 @@ class RoundedWeight(WeightFakeQuantize):
         )
 
     def _moved(self, weight: Tensor) -> Tensor:
-        return weight + (self.code_offset * self._broadcast(weight.shape)).to(weight.dtype)
+        """Returns float32 values in the middle of what rounds to the codes, as other dtypes miss.
+
+        The gradient is that of the identity.
+        """
+        wide = weight if weight.dtype == torch.float32 else weight.float()
+        codes = self._nearest_codes(wide.detach()) + self.code_offset
+        return wide + (codes * self._broadcast(weight.shape) - wide.detach())
+
+    def _nearest_codes(self, weight: Tensor) -> Tensor:
+        return torch.round(weight * (1.0 / self._broadcast(weight.shape)))
 
     def _broadcast(self, shape: torch.Size) -> Tensor:
         if self.axis is None:
