@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from embedl_deploy.lowering.assembly import Assembly, cut, is_whole
-from embedl_deploy.lowering.builder import Builder
+from embedl_deploy.lowering.build_errors import BUILD_ERRORS
+from embedl_deploy.lowering.builder import Builder, Work
 from embedl_deploy.lowering.candidates import Candidates
 from embedl_deploy.lowering.choose import Built, built_from, work_of
 from embedl_deploy.lowering.contest import (
@@ -14,10 +15,11 @@ from embedl_deploy.lowering.contest import (
     Contest,
     call_times,
     measured,
+    tolerance,
 )
 from embedl_deploy.lowering.core_graph import CoreGraph
 from embedl_deploy.lowering.engine_store import Choice
-from embedl_deploy.lowering.fingerprint import digest, environment, graph_digest, input_digests
+from embedl_deploy.lowering.fingerprint import digest, environment, input_digests, input_forms
 from embedl_deploy.lowering.literals import Json
 from embedl_deploy.lowering.measure import CallTime, fidelity_of
 from embedl_deploy.lowering.partitioning import Partition, partition
@@ -61,7 +63,7 @@ def against_whole(
     values = boundary_values(core.module, pieces, core.examples)
     work = work_of(pieces[0], values, builder)
     contest = Contest(work, [values[node] for node in pieces[0].outputs], builder)
-    key = _key(core, parts, list(cuts), builder)
+    key = _key(work, parts, list(cuts), builder)
     before = builder.store.choice(key) if key is not None and builder.store is not None else None
     if before is not None and before.label == parts.label:
         return InParts(parts.partition, parts.built, before.measurements)
@@ -141,19 +143,20 @@ def _parts_measured(
     )
 
 
-def _key(core: CoreGraph, parts: InParts, labels: list[str], builder: Builder) -> str | None:
-    """Returns what names the parts, what they are compared with, and the inputs."""
-    content = graph_digest(core.module) if builder.store is not None else None
-    used = [one.slot.engine for one in parts.built if one.slot is not None]
-    if content is None:
+def _key(work: Work, parts: InParts, labels: Sequence[str], builder: Builder) -> str | None:
+    """Returns what names the parts, what they are compared with, the inputs, and the judge."""
+    if work.content is None or builder.store is None:
         return None
+    used = [(one.piece, one.slot) for one in parts.built if one.slot is not None]
     try:
         keys: Json = [[label, builder.engines[label].key()] for label in labels]
-        steps: Json = [
-            [one.piece.subgraph.name, len(one.piece.subgraph.nodes)] for one in parts.built
+        built: Json = [
+            [slot.label, slot.engine.key(), [node.name for node in piece.subgraph.nodes]]
+            for piece, slot in used
         ]
-        built: Json = [engine.key() for engine in used]
-    except ValueError:
+    except BUILD_ERRORS:  # a setting without a form as data
         return None
-    around = environment(builder.engines)
-    return digest(["whole", content, keys, steps, built, around, input_digests(core.examples)])
+    inputs: Json = [input_forms(work.examples), input_digests(work.examples)]
+    allowed = tolerance(work.piece, builder.settings)
+    judge: Json = [allowed, builder.settings.allow_simulated, environment(builder.engines)]
+    return digest(["whole", work.content, keys, built, inputs, judge])

@@ -345,6 +345,55 @@ def test_parts_are_kept_where_they_are_faster_than_every_engine_for_all(tmp_path
         torch.testing.assert_close(found(X), model(X))
 
 
+def test_a_kept_choice_of_parts_is_for_its_tolerance_only(tmp_path: Path) -> None:
+    engines = [
+        recording("linears", takes=["linear"], sleep_ms=4),
+        recording("sines", takes=["sin"]),
+        recording("all", sleep_ms=5, factor=1.3),
+    ]
+    model = Block().eval()
+
+    def lowered(tolerance: float | None) -> LoweredModule:
+        settings = {"cache_dir": tmp_path, "tolerance": tolerance}
+        return lower(model, (X,), None, engines, "measure", **settings)  # type: ignore[arg-type]
+
+    strict, loose, again = lowered(None), lowered(0.5), lowered(None)
+
+    parts = ["linears", "sines", "linears"]
+    assert list(strict.report.engines.values()) == list(again.report.engines.values()) == parts
+    assert list(loose.report.engines.values()) == ["all"]
+
+
+class Twins(nn.Module):
+    """Two linears side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.sin(x)
+        return torch.cos(self.one(hidden) + self.two(hidden))
+
+
+def test_a_kept_choice_of_parts_is_for_these_parts_only(tmp_path: Path) -> None:
+    engines = [recording("linears", takes=["linear"]), recording("all", sleep_ms=2)]
+    model = Twins().eval()
+
+    def lowered(tied: str) -> LoweredModule:
+        settings = {"cache_dir": tmp_path, "atomic": [["sin", tied]]}
+        return lower(model, (X,), None, engines, "measure", **settings)  # type: ignore[arg-type]
+
+    found = [lowered("linear"), lowered("linear_1")]
+
+    assert [one.report.whole[0].engine for one in found] == ["all + linears in 3 parts"] * 2
+    assert found[0].report.whole != found[1].report.whole
+    assert lowered("linear").report.whole == found[0].report.whole
+
+
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
 def test_what_is_measured_does_not_rest_on_the_order_of_the_engines(order: list[int]) -> None:
     engines = [
