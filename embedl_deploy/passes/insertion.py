@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import NamedTuple, TypeVar, cast
 
 import torch
@@ -21,7 +20,7 @@ from embedl_deploy.passes.placement_decisions import decision_notes, layer_decis
 from embedl_deploy.passes.points import WEIGHT, Point, is_float_tensor, points_of
 from embedl_deploy.passes.skip_rules import SkipRules
 from embedl_deploy.passes.weight_groups import no_groups
-from embedl_deploy.quantization.config import QuantConfig, TensorQuantConfig
+from embedl_deploy.quantization.config import QuantConfig
 from embedl_deploy.quantization.dynamic import DynamicStub
 from embedl_deploy.quantization.placement import Placement
 from embedl_deploy.quantization.stub import QuantStub
@@ -31,6 +30,8 @@ from embedl_deploy.rewriting.records import site_record
 from embedl_deploy.rewriting.workspace import Workspace
 
 Q = TypeVar("Q", QuantStub, WeightFakeQuantize)
+
+_MADE_SYMMETRIC = "the target takes symmetric activations only: asymmetric ones were made symmetric"
 
 
 def insert_quantizers(
@@ -82,7 +83,10 @@ class _Insertion:
         self.placement = placement
         self.workspace = Workspace(graph_module)
         self.skip = SkipRules(config.skip, graph_module)
-        self.activation, self.notes = _accepted_activation(config.activation, placement)
+        self.activation = placement.accepted_activation(config.activation)
+        self.notes: tuple[str, ...] = ()
+        if self.activation != config.activation:
+            self.notes = (_MADE_SYMMETRIC,)
         if self.activation is not None and self.activation.dynamic is not None:
             self.notes = (*self.notes, f"activations: {self.activation}, nothing to calibrate")
         self.stubs: dict[Node, Node] = {}
@@ -246,15 +250,6 @@ def accepted_dtypes(config: QuantConfig, placement: Placement) -> Iterable[str]:
     if dynamic is not None and dynamic not in placement.dynamic_activations:
         listed = ", ".join(one.name for one in placement.dynamic_activations) or "none"
         yield f"activation scales at run time, {dynamic.name} (known: {listed})"
-
-
-def _accepted_activation(
-    asked: TensorQuantConfig | None, placement: Placement
-) -> tuple[TensorQuantConfig | None, tuple[str, ...]]:
-    if asked is None or asked.symmetric or not placement.symmetric_activations:
-        return asked, ()
-    note = "the target takes symmetric activations only: asymmetric ones were made symmetric"
-    return replace(asked, symmetric=True), (note,)
 
 
 def _on(device: torch.device, quantizer: Q) -> Q:

@@ -25,7 +25,7 @@ from embedl_deploy.passes.calibration import (
     finish_calibration,
     observe_model,
 )
-from embedl_deploy.passes.quantization import find_matches, quantize_graph
+from embedl_deploy.passes.quantization import find_matches, placement_of, quantize_graph
 from embedl_deploy.passes.smoothing import Smoothing, smooth_graph
 from embedl_deploy.passes.smoothing_site import SmoothedTensor
 from embedl_deploy.quantization.config import QuantConfig
@@ -59,14 +59,14 @@ def smooth_and_calibrate(
     """
     matches = find_matches(graph, backend.smooth_patterns)
     if _has_exact_ranges(config):
-        smoothing = Smoothing.of(graph, matches, config)
+        smoothing = Smoothing.of(graph, matches, config, placement_of(backend))
         if smoothing.sites:
             return _in_one_pass(smoothing, forward_loop, backend, progress)
         smoothed = smoothing.apply()
     else:
         if isinstance(forward_loop, Iterator):
             forward_loop = list(cast("Iterator[object]", forward_loop))  # gone through twice
-        smoothed = smooth_graph(graph, matches, config, forward_loop)
+        smoothed = smooth_graph(graph, matches, config, forward_loop, placement_of(backend))
     inserted = quantize_graph(graph, None, config, backend)
     graph.recompile()
     calibrated = calibrate_model(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from embedl_deploy.errors import CalibrationError
@@ -19,6 +19,7 @@ from embedl_deploy.passes.skip_rules import SkipRules
 from embedl_deploy.passes.smoothing_site import SmoothedTensor, SmoothingSite
 from embedl_deploy.quantization.config import QuantConfig, SmoothQuantConfig, TensorQuantConfig
 from embedl_deploy.quantization.grid import QuantGrid
+from embedl_deploy.quantization.placement import Placement
 from embedl_deploy.quantization.precision import CalibrationMethod
 from embedl_deploy.quantization.smoothing import smoothed_errors, smoothing_factors
 from embedl_deploy.quantization.weights import WeightFakeQuantize
@@ -35,6 +36,7 @@ def smooth_graph(
     matches: Sequence[PatternMatch],
     config: QuantConfig,
     forward_loop: ForwardLoop,
+    placement: Placement,
 ) -> PassRecord:
     """Smooths every site of ``matches`` where that lowers the error; changes the graph in place.
 
@@ -43,11 +45,12 @@ def smooth_graph(
         matches: Of smooth patterns.
         config: Precisions, the strength of smoothing, and what to skip.
         forward_loop: Runs the model on data, see ``calibrate_model``.
+        placement: How the target takes quantized tensors.
 
     Raises:
         CalibrationError: The loop never ran the model.
     """
-    smoothing = Smoothing.of(graph_module, matches, config)
+    smoothing = Smoothing.of(graph_module, matches, config, placement)
     if smoothing.sites:
         with smoothing.watching(graph_module):
             run_forward_loop(graph_module, forward_loop)
@@ -60,6 +63,7 @@ class Smoothing:
 
     graph_module: GraphModule
     config: QuantConfig
+    placement: Placement
     skip: SkipRules
     began: float
     sites: list[SmoothingSite] = field(default_factory=list[SmoothingSite])
@@ -69,11 +73,15 @@ class Smoothing:
 
     @classmethod
     def of(
-        cls, graph_module: GraphModule, matches: Sequence[PatternMatch], config: QuantConfig
+        cls,
+        graph_module: GraphModule,
+        matches: Sequence[PatternMatch],
+        config: QuantConfig,
+        placement: Placement,
     ) -> Self:
         """Returns the sites of ``matches`` in a graph whose module objects are its own."""
         skip = SkipRules(config.skip, graph_module)
-        found = cls(graph_module, config, skip, time.perf_counter())
+        found = cls(graph_module, config, placement, skip, time.perf_counter())
         found.sites = _eligible(graph_module, matches, skip, found.refused)
         return found
 
@@ -109,7 +117,7 @@ class Smoothing:
         smooth = self.config.smooth or SmoothQuantConfig()
         applied: list[SiteRecord] = []
         for site in self.sites:
-            strength = _best_strength(site, self.config, smooth)
+            strength = self._best_strength(site, smooth)
             if strength is None:
                 reason = "no strength leaves less error than none"
                 self.refused.append(_refusal(site.match, reason))
@@ -121,6 +129,29 @@ class Smoothing:
         seconds = time.perf_counter() - self.began
         notes = tuple(self.skip.unmet(("smooth",)))
         return PassRecord("smooth", tuple(applied), tuple(self.refused), seconds, notes)
+
+    def _best_strength(self, site: SmoothingSite, smooth: SmoothQuantConfig) -> float | None:
+        """Returns the strength with the least error, ``None`` where none is worth it."""
+        if not smooth.search or site.rows is None:
+            return None if site.rows is None else smooth.strength
+        weights = site.weights()
+        size = None if self.config.weight is None else self.config.weight.group_size
+        if size is not None and weights[0].shape[1] % size:
+            return None  # these layers stay in float
+        activation = self.placement.accepted_activation(self.config.activation)
+        grid = dynamic = None
+        if activation is not None:
+            grid = QuantGrid.of(activation, self.placement.activation_dtype)
+            dynamic = activation.dynamic
+        quantizers = [rounding_like(weight, self.config.weight) for weight in weights]
+        candidates = [_factors(site, strength) for strength in _STRENGTHS]
+        ones = torch.ones_like(candidates[0])
+        with torch.no_grad():
+            without, *errors = smoothed_errors(
+                site.rows, weights, [ones, *candidates], grid, quantizers, dynamic
+            )
+        least = min(errors)
+        return _STRENGTHS[errors.index(least)] if least < _WORTH_IT * without else None
 
 
 def _eligible(
@@ -166,33 +197,13 @@ def _tied(site: SmoothingSite, owners: Counter[int]) -> str | None:
     return None
 
 
-def _best_strength(
-    site: SmoothingSite, config: QuantConfig, smooth: SmoothQuantConfig
-) -> float | None:
-    """Returns the strength with the least error, ``None`` where none is worth it."""
-    if not smooth.search or site.rows is None:
-        return None if site.rows is None else smooth.strength
-    activation = config.activation or TensorQuantConfig(symmetric=False)
-    grid = QuantGrid.of(activation)
-    weights = site.weights()
-    precision = config.weight or TensorQuantConfig(per_channel=True)
+def rounding_like(weight: Tensor, precision: TensorQuantConfig | None) -> nn.Module:
+    """Returns what rounds ``weight``, on its device; an identity if it stays in float."""
+    if precision is None:
+        return nn.Identity()
     # While candidates are compared a searched weight range costs more than it tells.
     plain = replace(precision, calibration_method=CalibrationMethod.MINMAX)
-    if plain.group_size is not None and weights[0].shape[1] % plain.group_size:
-        return None  # these layers stay in float
-    quantizers = [WeightFakeQuantize(plain, weight.shape) for weight in weights]
-    candidates = [_factors(site, strength) for strength in _STRENGTHS]
-    with torch.no_grad():
-        without, *errors = smoothed_errors(
-            site.rows,
-            weights,
-            [torch.ones_like(candidates[0]), *candidates],
-            grid,
-            quantizers,
-            activation.dynamic,
-        )
-    least = min(errors)
-    return _STRENGTHS[errors.index(least)] if least < _WORTH_IT * without else None
+    return WeightFakeQuantize(plain, weight.shape).to(weight.device)
 
 
 def _factors(site: SmoothingSite, strength: float) -> Tensor:

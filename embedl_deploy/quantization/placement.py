@@ -1,11 +1,12 @@
 """Where and in which form a target wants quantizers: data of a backend's table."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
 
+from embedl_deploy.quantization.config import TensorQuantConfig
 from embedl_deploy.quantization.precision import Dynamic, Precision
 
 LAYER_DECISIONS = {
@@ -69,6 +70,12 @@ class Placement:
             )
         if self.symmetric_activations and self.activation_dtype is torch.uint8:
             raise ValueError("symmetric activations need a signed dtype, got torch.uint8")
+
+    def accepted_activation(self, asked: TensorQuantConfig | None) -> TensorQuantConfig | None:
+        """Returns the format that activations get where ``asked`` is asked for."""
+        if asked is None or asked.symmetric or not self.symmetric_activations:
+            return asked
+        return replace(asked, symmetric=True)
 
     def decision(self, name: str) -> Decision:
         """Returns the table's word on the operands that a pattern or a decision names."""

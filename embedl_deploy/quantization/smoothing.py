@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from embedl_deploy.quantization.dynamic import round_at_run_time
 from embedl_deploy.quantization.fake_quantize import fake_quantize
 from embedl_deploy.quantization.grid import QuantGrid
 from embedl_deploy.quantization.precision import Dynamic
 from embedl_deploy.quantization.scales import scale_and_zero_point
-from embedl_deploy.quantization.weights import WeightFakeQuantize
 
 
 def smoothing_factors(activation_peaks: Tensor, weight_peaks: Tensor, strength: float) -> Tensor:
@@ -55,8 +54,8 @@ def smoothed_errors(
     rows: Tensor,
     weights: Sequence[Tensor],
     candidates: Sequence[Tensor],
-    grid: QuantGrid,
-    quantizers: Sequence[WeightFakeQuantize],
+    grid: QuantGrid | None,
+    quantizers: Sequence[nn.Module],
     dynamic: Dynamic | None = None,
 ) -> list[float]:
     """Returns the squared error of linear layers that run quantized, for each choice of factors.
@@ -67,23 +66,28 @@ def smoothed_errors(
         rows: A sample of what the layers read. Shape (rows, in).
         weights: One per layer, shape (out, in).
         candidates: Factors s to try, shape (in,) each. Ones give the error without smoothing.
-        grid: The codes of the activation; its range is that of the sample.
-        quantizers: One per weight.
+        grid: The codes of the activation, ``None`` where it stays in float; its range is that of
+            the sample.
+        quantizers: One per weight; an identity where it stays in float.
         dynamic: Whether each row of the sample has a range of its own.
     """
     rows = rows.float()
     references = [rows @ weight.float().t() for weight in weights]
     errors: list[float] = []
     for factors in candidates:
-        smoothed = rows / factors
-        if dynamic is not None:
-            rounded = round_at_run_time(smoothed, grid, dynamic)
-        else:
-            scale, zero_point = scale_and_zero_point(smoothed.amin(), smoothed.amax(), grid)
-            rounded = fake_quantize(smoothed, scale, zero_point, grid)
+        rounded = _rounded(rows / factors, grid, dynamic)
         lost = 0.0
         for weight, quantizer, reference in zip(weights, quantizers, references, strict=True):
             found = rounded @ quantizer(weight.float() * factors).t()
             lost += float((found - reference).square().sum())
         errors.append(lost)
     return errors
+
+
+def _rounded(values: Tensor, grid: QuantGrid | None, dynamic: Dynamic | None) -> Tensor:
+    if grid is None:
+        return values
+    if dynamic is not None:
+        return round_at_run_time(values, grid, dynamic)
+    scale, zero_point = scale_and_zero_point(values.amin(), values.amax(), grid)
+    return fake_quantize(values, scale, zero_point, grid)

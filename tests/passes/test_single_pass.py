@@ -8,7 +8,12 @@ from torch.fx import GraphModule
 from embedl_deploy.backends.inductor import INDUCTOR
 from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.passes.calibration import calibrate_model
-from embedl_deploy.passes.quantization import find_matches, own_modules, quantize_graph
+from embedl_deploy.passes.quantization import (
+    find_matches,
+    own_modules,
+    placement_of,
+    quantize_graph,
+)
 from embedl_deploy.passes.single_pass import smooth_and_calibrate
 from embedl_deploy.passes.smoothing import smooth_graph
 from embedl_deploy.quantization import CalibrationMethod, QuantConfig, TensorQuantConfig
@@ -58,7 +63,7 @@ def float_graph() -> GraphModule:
 def in_two_passes(config: QuantConfig) -> tuple[GraphModule, PassRecord]:
     graph = float_graph()
     sites = find_matches(graph, INDUCTOR.smooth_patterns)
-    smoothed = smooth_graph(graph, sites, config, batches())
+    smoothed = smooth_graph(graph, sites, config, batches(), placement_of(INDUCTOR))
     quantize_graph(graph, None, config, INDUCTOR)
     graph.recompile()
     calibrate_model(graph, batches())
