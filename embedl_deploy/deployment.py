@@ -32,6 +32,7 @@ from embedl_deploy.lowering.assembly import Assembly
 from embedl_deploy.lowering.checkpoint import SavedEngine
 from embedl_deploy.lowering.engine_choice import engine_from
 from embedl_deploy.lowering.rebuilding import assignment_of, rebuild
+from embedl_deploy.lowering.settings import Terms
 from embedl_deploy.passes.integer_conversion import convert
 from embedl_deploy.rewriting.backend import Backend
 from embedl_deploy.tracing import trace
@@ -153,13 +154,16 @@ def load_lowered(
     Args:
         path: The file.
         trust_engines: Whether to load the engines in the file. If not, they are built anew from
-            its graph and weights, also on another machine or version.
+            its graph and weights, also on another machine or version, on the terms that it was
+            lowered on: ``fallback``, ``tolerance`` and ``allow_simulated`` (True in files that do
+            not say).
         engines: Engine classes beyond those of this package.
         classes: Classes of the model's inputs and outputs that pytree does not know.
         progress: Called with one line at the start of each build.
 
     Raises:
         CheckpointError: The file is damaged, unsafe, or made for another version or machine.
+        LoweringError: Engines that are built anew would leave quantization to float arithmetic.
     """
     known = {**known_engines(), **{found.__name__: found for found in engines}}
     again = None if trust_engines else partial(_built_anew, known, progress)
@@ -258,8 +262,9 @@ def _built_anew(
     progress: Progress | None,
     assembly: Assembly,
     saved: Sequence[SavedEngine],
+    terms: Terms,
 ) -> LoweredModule:
-    """Lowers a loaded graph with engines of the saved classes and settings."""
+    """Lowers a loaded graph with engines of the saved classes and settings, on the same terms."""
     prototypes: dict[str, Engine] = {}
     for engine in saved:
         engine_class = known.get(engine.class_name)
@@ -281,8 +286,9 @@ def _built_anew(
                 kwargs={},
                 engines=list(prototypes.values()),
                 assignment=assignment_of(assembly, prototypes, labels),
-                build=BuildSettings(progress=progress),
-                allow_simulated=True,
+                build=BuildSettings(tolerance=terms.tolerance, progress=progress),
+                fallback=terms.fallback,
+                allow_simulated=terms.allow_simulated,
             )
         )
 

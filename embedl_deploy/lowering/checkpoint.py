@@ -19,6 +19,7 @@ from embedl_deploy.lowering.literals import Json, decode, encode
 from embedl_deploy.lowering.lowered_module import LoweredModule
 from embedl_deploy.lowering.report_file import report_from_json, report_to_json
 from embedl_deploy.lowering.saved_weights import described, left_out, stand_ins
+from embedl_deploy.lowering.settings import Terms
 from embedl_deploy.lowering.signature_file import signature_from_json, signature_to_json
 from embedl_deploy.lowering.template_file import template_from_json, template_to_json
 from embedl_deploy.lowering.tensor_file import tensors_from_bytes, tensors_to_bytes
@@ -38,7 +39,7 @@ class SavedEngine:
     state: dict[str, object]
 
 
-Rebuild = Callable[[Assembly, Sequence[SavedEngine]], LoweredModule]
+Rebuild = Callable[[Assembly, Sequence[SavedEngine], Terms], LoweredModule]
 """Lowers a loaded graph anew; what ``trust_engines=False`` calls."""
 
 
@@ -61,6 +62,8 @@ def save_lowered(model: LoweredModule, path: Path) -> None:
         "versions": versions(),
         "hardware": hardware(),
         "fallback": model.fallback,
+        "tolerance": encode(model.terms.tolerance),
+        "allow_simulated": model.terms.allow_simulated,
         "graph": graph,
         "weights_left_out": described(tensors, dropped),
         "signature": signature_to_json(assembly.core.signature),
@@ -103,6 +106,7 @@ def load_lowered(
         steps = _steps(manifest.get("steps"))
         engines = fields(manifest.get("engines"), "table of engines")
         dropped = bool(manifest.get("weights_left_out"))
+        terms = _terms(manifest, may_fall_back=not dropped)
         if rebuild is not None:
             if dropped:
                 raise CheckpointError(
@@ -111,15 +115,13 @@ def load_lowered(
                     "fallback=True, or lower the model again"
                 )
             saved = [_described(name, data) for name, data in engines.items()]
-            return rebuild(_assemble(core, steps, {}), saved)
+            return rebuild(_assemble(core, steps, {}), saved, terms)
         if engines:
             _check_environment(manifest, path)
         slots = _slots(_assemble(core, steps, {}), engines, archive, engine_classes)
         report = report_from_json(manifest.get("report"))
     assembly = _assemble(core, steps, slots)
-    return LoweredModule(
-        assembly, report, fallback=not dropped and manifest.get("fallback") is not False
-    )
+    return LoweredModule(assembly, report, terms)
 
 
 def _engine_to_json(slot: EngineSlot, folder: str, files: dict[str, bytes | Path]) -> Json:
@@ -155,6 +157,18 @@ def _check_environment(manifest: Mapping[str, Json], path: Path) -> None:
                 f"the engines in {path} were built for {name} {saved.get(name)!r}, this machine "
                 f"has {here[name]!r}: load it with trust_engines=False to build them anew"
             )
+
+
+def _terms(manifest: Mapping[str, Json], *, may_fall_back: bool) -> Terms:
+    """Returns what the model was lowered to keep to; files of before did not say all of it."""
+    tolerance = decode(manifest.get("tolerance"))
+    if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance >= 0):
+        raise CheckpointError(f"a saved tolerance must be 0 or more, got {tolerance!r:.80}")
+    return Terms(
+        fallback=may_fall_back and manifest.get("fallback") is not False,
+        tolerance=tolerance,
+        allow_simulated=manifest.get("allow_simulated") is not False,
+    )
 
 
 def _core(

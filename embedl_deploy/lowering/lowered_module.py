@@ -15,6 +15,7 @@ from embedl_deploy.lowering.assembly import Assembly
 from embedl_deploy.lowering.binding import write_forward
 from embedl_deploy.lowering.guards import explain, python_signature
 from embedl_deploy.lowering.report import FallbackCounts, LoweringReport
+from embedl_deploy.lowering.settings import Terms
 from embedl_deploy.tracing.structures import Template, pack, unpack
 
 
@@ -35,18 +36,21 @@ class LoweredModule(nn.Module):
     generated_source: str
     """The source text of ``forward``, written for this model's inputs."""
 
+    terms: Terms
+    """What it was lowered to keep to."""
+
     def __init__(
-        self, assembly: Assembly, report: LoweringReport, *, fallback: bool = True
+        self, assembly: Assembly, report: LoweringReport, terms: Terms | None = None
     ) -> None:
         super().__init__()
         self.report = report
-        self.fallback = fallback
+        self.terms = terms or Terms()
         own = self.__dict__
         own["_assembly"] = assembly
         # The graph's parameters, under its own names, so that state_dict() has them.
         for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             own[name].update(assembly.core.module.__dict__[name])
-        run, own["_stitched"] = assembly.runner(report.fallback_counts, fallback)
+        run, own["_stitched"] = assembly.runner(report.fallback_counts, self.fallback)
         written, self.generated_source = write_forward(
             assembly.core.signature, run, self._without_classes
         )
@@ -57,6 +61,11 @@ class LoweredModule(nn.Module):
         """Runs the model; every instance replaces this by code written for its signature."""
         written: Callable[..., object] = self.__dict__["forward"]
         return written(*args, **kwargs)
+
+    @property
+    def fallback(self) -> bool:
+        """Whether a subgraph runs eager where its engine fails."""
+        return self.terms.fallback
 
     @property
     def assembly(self) -> Assembly:
@@ -144,7 +153,7 @@ class LoweredModule(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, object]) -> "LoweredModule":
         report = replace(self.report, fallback_counts=FallbackCounts())
-        result = LoweredModule(self.assembly.copied(memo), report, fallback=self.fallback)
+        result = LoweredModule(self.assembly.copied(memo), report, self.terms)
         memo[id(self)] = result
         return result
 

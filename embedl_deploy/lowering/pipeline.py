@@ -23,7 +23,7 @@ from embedl_deploy.lowering.lowered_module import LoweredModule
 from embedl_deploy.lowering.partitioning import Partition, partition, without
 from embedl_deploy.lowering.planning import describe_piece, plan_of
 from embedl_deploy.lowering.report import LoweringPlan, LoweringReport
-from embedl_deploy.lowering.settings import BuildSettings
+from embedl_deploy.lowering.settings import BuildSettings, Terms
 from embedl_deploy.lowering.simulation import hopeless, refuse_hopeless, refuse_simulated
 from embedl_deploy.lowering.stitch import Piece, boundary_values
 from embedl_deploy.lowering.whole import InParts, against_whole
@@ -226,4 +226,5 @@ def _module(cut_graph: _Cut, parts: InParts, request: LoweringRequest) -> Lowere
         parts.measurements,
     )
     assembly = Assembly(cut_graph.core, cuts, cut(cut_graph.core.module, cuts), slots)
-    return LoweredModule(assembly, report, fallback=request.fallback)
+    terms = Terms(request.fallback, request.build.tolerance, request.allow_simulated)
+    return LoweredModule(assembly, report, terms)

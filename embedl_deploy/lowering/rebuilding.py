@@ -40,7 +40,7 @@ def rebuild(core: CoreGraph, lower: Lower) -> LoweredModule:
     if not whole:
         raise CheckpointError("the saved graph no longer computes what its signature promises")
     outer = replace(core, module=assembly.core.module, examples=assembly.core.examples)
-    return LoweredModule(replace(assembly, core=outer), inner.report, fallback=inner.fallback)
+    return LoweredModule(replace(assembly, core=outer), inner.report, inner.terms)
 
 
 def assignment_of(

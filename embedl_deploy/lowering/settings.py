@@ -16,6 +16,20 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Terms:
+    """What a lowered model keeps to: saved with it, and kept where it is built anew."""
+
+    fallback: bool = True
+    """Whether a subgraph runs eager where its engine fails."""
+
+    tolerance: float | None = None
+    """As in ``BuildSettings``."""
+
+    allow_simulated: bool = False
+    """Whether quantize and dequantize may run as float arithmetic."""
+
+
+@dataclass(frozen=True)
 class BuildSettings:
     """How subgraphs are built and judged."""
 

@@ -15,6 +15,7 @@ from embedl_deploy.lowering import BuildSettings, LoweredModule, LoweringRequest
 from embedl_deploy.lowering.build_errors import BUILD_ERRORS
 from embedl_deploy.lowering.guards import python_signature
 from embedl_deploy.lowering.measure import fidelity_of
+from embedl_deploy.lowering.settings import Terms
 from embedl_deploy.passes.integer_conversion import convert
 from embedl_deploy.quantize import quantize
 from embedl_deploy.transformation import transform
@@ -122,7 +123,7 @@ def checked(
     if trial.model is None:
         return trial
     assembly = trial.model.assembly
-    strict = LoweredModule(assembly, trial.model.report, fallback=False)
+    strict = LoweredModule(assembly, trial.model.report, Terms(fallback=False))
     outcomes: list[Outcome] = []
     for reference in references:
         sample = reference.sample.copied(task.device)

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from embedl_deploy.backend import use_backend
 from embedl_deploy.deployment import load_lowered, lower
 from embedl_deploy.engines.recording import RecordingConfig, RecordingEngine
-from embedl_deploy.errors import CheckpointError, OutputPathError
+from embedl_deploy.errors import BuildError, CheckpointError, LoweringError, OutputPathError
 from embedl_deploy.lowering import LoweredModule
+from embedl_deploy.lowering.settings import Terms
+from embedl_deploy.quantize import quantize
 
 SHAPES = {"x": {0: Dim("batch", min=1, max=64)}}
 Manifest = dict[str, object]
@@ -99,6 +102,59 @@ def test_a_loaded_model_computes_the_same(
         assert output["rows"] == expected["rows"] == (batch, None, float("inf"))
     assert loaded.report.engines == lowered.report.engines
     assert list(loaded.state_dict()) == list(lowered.state_dict())
+
+
+@pytest.mark.parametrize("trust_engines", [True, False])
+def test_a_loaded_model_is_on_the_terms_that_it_was_lowered_on(
+    tmp_path: Path, trust_engines: bool
+) -> None:
+    off = RecordingEngine(RecordingConfig("off", factor=1.3, takes=["linear"]))
+    model = Small().eval()
+    lowered = lower(model, (example(),), engines=off, fallback=False, tolerance=0.5)
+    lowered.save(tmp_path / "model.lowered")
+
+    loaded = load(tmp_path / "model.lowered", trust_engines=trust_engines)
+
+    assert loaded.terms == lowered.terms == Terms(fallback=False, tolerance=0.5)
+    assert loaded.report.engines == {"subgraph_0": "off", "subgraph_1": "off"}
+
+
+def test_what_is_built_anew_does_not_simulate_quantization_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise BuildError("no kernel here")
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
+    x = example()
+    with use_backend("inductor"):
+        quantized = quantize(model, (x,), forward_loop=lambda model: model(x))
+    for name, allowed in (("banned", False), ("allowed", True)):
+        lowered = lower(quantized, (x,), engines=RecordingEngine(), allow_simulated=allowed)
+        lowered.save(tmp_path / name)
+    monkeypatch.setattr(RecordingEngine, "_build", fail)
+
+    with pytest.raises(LoweringError, match="no kernel here"):
+        load(tmp_path / "banned", trust_engines=False)
+    assert load(tmp_path / "allowed", trust_engines=False).report.engines == {"subgraph_0": "eager"}
+
+
+def test_a_file_that_says_no_terms_is_rebuilt_as_before(saved: Path) -> None:
+    def without_terms(manifest: Manifest) -> None:
+        for name in ("tolerance", "allow_simulated"):
+            del manifest[name]
+
+    with_manifest(saved, without_terms)
+
+    assert load(saved, trust_engines=False).terms == Terms(allow_simulated=True)
+
+
+@pytest.mark.parametrize("tolerance", [-1, "much", {"$float": "nan"}])
+def test_a_damaged_tolerance_is_refused(saved: Path, tolerance: object) -> None:
+    with_manifest(saved, lambda manifest: manifest.update({"tolerance": tolerance}))
+
+    with pytest.raises(CheckpointError, match="tolerance must be 0 or more"):
+        load(saved)
 
 
 class Branches(nn.Module):
