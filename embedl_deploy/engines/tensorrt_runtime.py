@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from embedl_deploy.engines.placing import whole_device
+from embedl_deploy.engines.tensorrt_execution import Execution, readable
 from embedl_deploy.engines.tensorrt_library import Context, CudaEngine, Library, tensorrt
 from embedl_deploy.errors import BuildError, LoweringError
 
@@ -23,7 +25,7 @@ _TYPES = {
 """Members of ``tensorrt.DataType`` that torch has tensors of."""
 
 _MOST_GRAPHS = 8
-"""CUDA graphs kept, the oldest goes first; each holds its own inputs and outputs."""
+"""CUDA graphs kept, the oldest goes first; each holds its own context, inputs and outputs."""
 
 
 class TensorRTProgram:
@@ -44,9 +46,10 @@ class TensorRTProgram:
             BuildError: It is no engine of this version for this device.
         """
         library = tensorrt()
+        self._device = whole_device(device)
         self._logger = library.Logger(library.Logger.Severity.ERROR)
         self._runtime = library.Runtime(self._logger)
-        with torch.cuda.device(device):
+        with torch.cuda.device(self._device):
             engine = self._runtime.deserialize_cuda_engine(content)
             context = None if engine is None else engine.create_execution_context()
         if engine is None or context is None:
@@ -55,13 +58,12 @@ class TensorRTProgram:
                 "for another version or kind of device, or memory is short; build it again"
             )
         self._engine: CudaEngine = engine
-        self._context: Context = context
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(self._device)
         self._turn = threading.Lock()
-        known, self._outputs = _tensor_names(engine, library)
+        known, outputs = _tensor_names(engine, library)
         self._inputs = [(name if name in known else None) for name in names]
-        self._types = {name: _type_of(engine, name) for name in self._outputs}
+        self._outputs = {name: _type_of(engine, name) for name in outputs}
+        self._first: Execution | None = self._execution(context)
         self._graphs: dict[tuple[torch.Size, ...], _Captured] | None = {} if cuda_graphs else None
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -74,70 +76,66 @@ class TensorRTProgram:
             caller.wait_stream(self._stream)
         # The allocator must not hand out this memory while the other stream still works on it.
         for tensor in inputs:
-            tensor.record_stream(self._stream)
+            if tensor.device == self._device:
+                tensor.record_stream(self._stream)
         for tensor in outputs:
             tensor.record_stream(caller)
         return outputs
 
     def _run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         if self._graphs is None:
-            outputs = self._bind(inputs)
-            self._enqueue()
+            assert self._first is not None, "only captured shapes take it away"
+            # Copies live until the start: else an output would get their memory. Later uses of it
+            # come after the run, in the same stream.
+            given = readable(inputs, self._device)
+            outputs = self._first.bind(given)
+            self._first.start(self._stream.cuda_stream)
             return outputs
         key = tuple(tensor.shape for tensor in inputs)
         captured = self._graphs.get(key)
         if captured is None:
-            captured = self._captured(inputs)
             while len(self._graphs) >= _MOST_GRAPHS:
+                self._stream.synchronize()  # what goes must not be running
                 self._graphs.pop(next(iter(self._graphs)))
-            self._graphs[key] = captured
+            captured = self._graphs[key] = self._captured(inputs)
         return captured.replay(inputs)
 
-    def _bind(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Tells the context the addresses of inputs and of new outputs, which it returns."""
-        for name, tensor in zip(self._inputs, inputs, strict=True):
-            if name is not None:
-                self._expect(self._context.set_input_shape(name, tuple(tensor.shape)), name)
-                self._expect(self._context.set_tensor_address(name, tensor.data_ptr()), name)
-        unknown = self._context.infer_shapes()
-        if unknown:
-            raise LoweringError(f"TensorRT cannot tell the shapes of {', '.join(unknown)}")
-        outputs: list[Tensor] = []
-        for name in self._outputs:
-            shape = tuple(self._context.get_tensor_shape(name))
-            output = torch.empty(shape, dtype=self._types[name], device=self._device)
-            self._expect(self._context.set_tensor_address(name, output.data_ptr()), name)
-            outputs.append(output)
-        return outputs
-
-    def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-            raise LoweringError("TensorRT could not run the engine; its log says why")
-
     def _captured(self, inputs: Sequence[Tensor]) -> "_Captured":
-        held = [tensor.clone() for tensor in inputs]
-        self._bind(held)
-        self._enqueue()  # the first run of a shape allocates, which a capture must not
+        """Captures a shape, in a context of its own: the graph goes on using its memory."""
+        execution, self._first = self._first, None
+        if execution is None:
+            execution = self._execution(self._engine.create_execution_context())
+        held = [tensor.clone() for tensor in readable(inputs, self._device)]
+        outputs = execution.bind(held)
+        execution.start(self._stream.cuda_stream)  # allocates, which a capture must not
         graph = torch.cuda.CUDAGraph()
-        outputs = self._bind(held)
         self._stream.synchronize()
         # Other threads may use CUDA meanwhile: only this one's calls are held to the capture.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            self._enqueue()
-        return _Captured(graph, held, outputs)
+            execution.start(self._stream.cuda_stream)
+        return _Captured(graph, execution, held, outputs)
 
-    def _expect(self, done: bool, name: str) -> None:
-        if not done:
-            raise LoweringError(f"TensorRT does not take this tensor for {name!r}")
+    def _execution(self, context: Context | None) -> Execution:
+        if context is None:
+            raise LoweringError(
+                f"TensorRT has no memory left on {self._device} for inputs of another shape: each "
+                "takes a context of its own with cuda_graphs=True"
+            )
+        return Execution(context, self._inputs, self._outputs, self._device)
 
 
 class _Captured:
-    """A CUDA graph, and the memory that it reads and writes."""
+    """A CUDA graph, and the memory that it works on."""
 
     def __init__(
-        self, graph: torch.cuda.CUDAGraph, inputs: list[Tensor], outputs: list[Tensor]
+        self,
+        graph: torch.cuda.CUDAGraph,
+        execution: Execution,
+        inputs: list[Tensor],
+        outputs: list[Tensor],
     ) -> None:
         self._graph = graph
+        self._execution = execution
         self._inputs = inputs
         self._outputs = outputs
 
