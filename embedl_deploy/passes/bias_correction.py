@@ -33,20 +33,27 @@ class InputMean:
         x = x.detach()
         others = [axis for axis in range(x.dim()) if axis != channel_axis % x.dim()]
         total = x.sum(others, dtype=torch.float64) if others else x.double()
-        self.total = total if self.total is None else self.total + total
+        # What was loaded is on the CPU until then.
+        self.total = total if self.total is None else self.total.to(total.device) + total
         self.count += x.numel() // max(1, len(total))
         self.positions = () if channel_axis == -1 else tuple(x.shape[channel_axis + 1 :])
 
     def divided_by(self, factors: Tensor) -> "InputMean":
         """Returns the mean of an input whose channels are divided by ``factors``, shape (in,)."""
-        total = None if self.total is None else self.total / factors.double()
+        total = self.total
+        if total is not None:
+            total = total.to(factors.device) / factors.double()
         return InputMean(total, self.count, self.positions)
 
     def state(self) -> dict[str, Tensor]:
-        """Returns all that was seen, as tensors that ``load_state`` takes."""
+        """Returns all that was seen, as tensors on the CPU that ``load_state`` takes."""
         assert self.total is not None, "nothing was seen"
         positions = torch.tensor(self.positions, dtype=torch.int64)
-        return {"total": self.total, "count": torch.tensor(self.count), "positions": positions}
+        return {
+            "total": self.total.cpu(),
+            "count": torch.tensor(self.count),
+            "positions": positions,
+        }
 
     def state_if_any(self) -> dict[str, Tensor] | None:
         """Returns the state, ``None`` where nothing was seen."""
@@ -60,15 +67,15 @@ class InputMean:
         """Goes on from what several others saw, one after the other."""
         self.total, self.count = None, 0
         for state in states:
-            total = state["total"]
+            total = state["total"].cpu()
             self.total = total.clone() if self.total is None else self.total + total
             self.count += int(state["count"])
             self.positions = tuple(int(size) for size in state["positions"])
 
-    def as_input(self, dtype: torch.dtype) -> Tensor:
-        """Returns an input of the layer that has the mean everywhere, batch 1."""
+    def as_input(self, weight: Tensor) -> Tensor:
+        """Returns an input of the layer that has the mean everywhere, batch 1, to go with it."""
         assert self.total is not None, "nothing was seen"
-        mean = (self.total / self.count).to(dtype)
+        mean = (self.total / self.count).to(weight)
         ones = (1,) * len(self.positions)
         return mean.reshape(1, -1, *ones).expand(1, -1, *self.positions)
 
@@ -145,7 +152,7 @@ def _correction(layer: WeightedFused, mean: InputMean) -> Tensor:
     quantizer = layer.weight_fake_quant
     assert isinstance(quantizer, WeightFakeQuantize)
     weight, _ = layer.folded_weight_and_bias()
-    x = mean.as_input(weight.dtype)
+    x = mean.as_input(weight)
     lost = weight - quantizer(weight)
     # The mean of a normalised input was taken after the norm, which is not to run again.
     alone = FusedLinear(layer.linear) if isinstance(layer, FusedNormLinear) else layer

@@ -46,6 +46,12 @@ class InputMoments:
         self.total = other.total + (0 if self.total is None else self.total)
         self.count += other.count
 
+    def on_cpu(self) -> "InputMoments":
+        """Returns the same for another process, which may have another device."""
+        if self.products is None or self.total is None:
+            return self
+        return InputMoments(self.products.cpu(), self.total.cpu(), self.count)
+
     def gram(self, *, centred: bool) -> Tensor | None:
         """Returns E[x xᵀ], about the mean if ``centred``; ``None`` where nothing was seen."""
         if self.products is None or self.total is None or self.count == 0:

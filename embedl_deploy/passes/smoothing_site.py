@@ -91,8 +91,11 @@ class SmoothingSite:
         return self.value
 
     def seen(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Returns lows, highs and rows, for ``take``."""
-        return self.lows, self.highs, self.rows
+        """Returns lows, highs and rows, for ``take``, on the CPU: each process has a device."""
+        lows, highs, rows = (
+            None if one is None else one.cpu() for one in (self.lows, self.highs, self.rows)
+        )
+        return lows, highs, rows
 
     def take(self, seen: Iterable[tuple[Tensor | None, Tensor | None, Tensor | None]]) -> None:
         """Takes over what several processes saw, in a fixed order.
@@ -105,9 +108,11 @@ class SmoothingSite:
         rows = [sample for _, _, sample in known if sample is not None]
         if not rows:
             return
-        self.lows, self.highs = torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+        device = self.layers[0].weight.device
+        self.lows = torch.stack(lows).amin(0).to(device)
+        self.highs = torch.stack(highs).amax(0).to(device)
         every = torch.cat(rows)
-        self.rows = every[:: max(1, len(every) // _MOST_ROWS)][:_MOST_ROWS].clone()
+        self.rows = every[:: max(1, len(every) // _MOST_ROWS)][:_MOST_ROWS].clone().to(device)
 
     @contextmanager
     def watching(self, producer: nn.Module | None = None) -> Generator[None]:

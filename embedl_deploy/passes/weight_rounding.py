@@ -23,7 +23,7 @@ from embedl_deploy.passes.layer_inputs import (
     unsupported,
     weight_rows,
 )
-from embedl_deploy.passes.processes import exchanging
+from embedl_deploy.passes.processes import exchanging, process_count
 from embedl_deploy.quantization.adaptive_rounding import adaptive_codes
 from embedl_deploy.quantization.grid import QuantGrid
 from embedl_deploy.quantization.groups import scale_of_each
@@ -201,8 +201,9 @@ def _moments_of(layers: list[WeightedFused], data: _Data) -> list[InputMoments]:
     with ExitStack() as stack:
         for layer, moments in zip(layers, own, strict=True):
             stack.callback(layer.register_forward_pre_hook(_adding_to(moments)).remove)
-        seen = data.seen_by(lambda: own)
-    if len(seen) == 1:
+        is_alone = process_count() == 1
+        seen = data.seen_by(lambda: own if is_alone else [one.on_cpu() for one in own])
+    if is_alone:
         return own
     merged = [InputMoments() for _ in layers]
     for one in seen:
@@ -231,6 +232,7 @@ def _round(layer: WeightedFused, gram: Tensor, choose: Choice) -> float:
         if not nearest.frozen:
             nearest.freeze(weight)
         rows = weight_rows(layer, weight)
+        gram = gram.to(weight.device)  # on the CPU where processes merged theirs
         scale = _row_scales(layer, nearest, weight)
         codes = choose(rows, scale, nearest.grid, gram)
         before = weight_rows(layer, nearest.codes_of(weight)[0])
