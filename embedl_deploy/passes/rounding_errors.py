@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from embedl_deploy.graph.flat_inputs import flat_inputs
@@ -163,11 +164,11 @@ class _Exact(_Keeping):
         return result if result.requires_grad else result.clone().requires_grad_()
 
     def _run_rounded(self, node: Node, module: WeightedFused) -> Tensor:
-        args: list[Tensor] = []
-        for read in node.all_input_nodes:
+        def rounded(read: Node) -> Tensor:
             value, stub = cast("Tensor", self.env[read]), module_of(read)
-            args.append(stub(value) if isinstance(stub, QuantStub) else value)
-        result: Tensor = module(*args)
+            return stub(value) if isinstance(stub, QuantStub) else value
+
+        result: Tensor = module(*map_arg(node.args, rounded), **map_arg(node.kwargs, rounded))
         return result
 
 

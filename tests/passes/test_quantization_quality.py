@@ -1,10 +1,14 @@
+import math
+
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from embedl_deploy.backend import Backend
 from embedl_deploy.backends.inductor import INDUCTOR
+from embedl_deploy.backends.tensorrt import TENSORRT
 from embedl_deploy.errors import CalibrationError, PreconditionError
 from embedl_deploy.graph import module_of
 from embedl_deploy.modules.fused import WeightedFused
@@ -90,6 +94,36 @@ def test_shares_are_those_of_rounding_one_layer_at_a_time() -> None:
     assert sum(found.values()) == pytest.approx(1.0)
     for name, error in alone.items():
         assert found[name] == pytest.approx(error / total, abs=0.12)
+
+
+class AddsItsInput(nn.Module):
+    """A layer that adds what it reads: one value is two arguments of its kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.body, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return torch.relu(self.norm(self.body(x)) + x)
+
+
+@pytest.mark.parametrize("backend", [INDUCTOR, TENSORRT])
+def test_a_layer_that_adds_its_own_input_is_measured(backend: Backend) -> None:
+    torch.manual_seed(0)
+    net = AddsItsInput().eval()
+    model = quantize(net, (BATCHES[0],), QuantConfig(), BATCHES, backend=backend)
+
+    report = quantization_report(model, BATCHES)
+
+    body = next(layer for layer in report.layers if layer.module == "body")
+    with torch.no_grad():
+        signal = sum(float(net(batch).square().sum()) for batch in BATCHES)
+    expected = 10 * math.log10(signal / error_of_one_layer(model, "body"))
+    assert body.own_snr_db == pytest.approx(expected, rel=1e-4)
+    assert body.snr_db == pytest.approx(report.output_snr_db)
+    assert 0.0 < body.output_share < 1.0
 
 
 def error_of_one_layer(model: GraphModule, name: str) -> float:
