@@ -16,6 +16,8 @@ _HISTOGRAM_METHODS = (
     CalibrationMethod.ENTROPY,
 )
 
+_FOR_ACTIVATIONS = (CalibrationMethod.PERCENTILE, CalibrationMethod.ENTROPY)
+
 
 @dataclass(frozen=True)
 class TensorQuantConfig:
@@ -174,6 +176,12 @@ class QuantConfig:
             raise ValueError(
                 "weights must be symmetric, got symmetric=False: kernels take a zero point "
                 "on the activation only"
+            )
+        if self.weight is not None and self.weight.calibration_method in _FOR_ACTIVATIONS:
+            raise ValueError(
+                "weights are known in full and their ranges searched in them, got "
+                f"{self.weight.calibration_method.name}, which is for activations: use MINMAX or "
+                "MSE, or HISTOGRAM per tensor, which searches as MSE does"
             )
         if self.activation is None and self.weight is None:
             raise ValueError("nothing to quantize: activation and weight are both None")

@@ -10,6 +10,7 @@ from embedl_deploy.quantization import (
     QuantConfig,
     SmoothQuantConfig,
     TensorQuantConfig,
+    WeightFakeQuantize,
 )
 
 
@@ -60,6 +61,23 @@ def test_refuses_per_channel_activations() -> None:
 def test_refuses_asymmetric_weights() -> None:
     with pytest.raises(ValueError, match="weights must be symmetric"):
         QuantConfig(weight=TensorQuantConfig(symmetric=False))
+
+
+@pytest.mark.parametrize("method", [CalibrationMethod.PERCENTILE, CalibrationMethod.ENTROPY])
+def test_refuses_ranges_of_weights_that_are_not_searched(method: CalibrationMethod) -> None:
+    with pytest.raises(ValueError, match=f"got {method.name}, which is for activations: use MIN"):
+        QuantConfig(weight=TensorQuantConfig(calibration_method=method))
+
+
+@pytest.mark.parametrize("method", [CalibrationMethod.MSE, CalibrationMethod.HISTOGRAM])
+def test_searched_ranges_of_weights_clip(method: CalibrationMethod) -> None:
+    config = QuantConfig(weight=TensorQuantConfig(Precision.INT4, calibration_method=method))
+    assert config.weight is not None
+    weight = torch.cat([torch.linspace(-1.0, 1.0, 99), torch.tensor([3.0])])
+
+    scale = WeightFakeQuantize(config.weight, weight.shape).scale_of(weight)
+
+    assert float(scale) < 0.8 * 3.0 / 7
 
 
 def test_refuses_to_quantize_nothing() -> None:
