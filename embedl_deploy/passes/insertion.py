@@ -90,6 +90,7 @@ class _Insertion:
         if self.activation is not None and self.activation.dynamic is not None:
             self.notes = (*self.notes, f"activations: {self.activation}, nothing to calibrate")
         self.stubs: dict[Node, Node] = {}
+        self.made: dict[Node, None] = {}
         self.wrappers: dict[int, WeightedFused] = {}
         self.layers = layer_decisions(graph_module)
         self.applied: list[SiteRecord] = []
@@ -160,7 +161,8 @@ class _Insertion:
             return "the configuration leaves activations in float"
         if point.value is not None and not is_float_tensor(point.value):
             return f"%{point.value.name} is no floating-point tensor"
-        if point.value not in self.stubs and self._only_shares(match):
+        is_rounded = point.value in self.stubs or point.value in self.made
+        if not is_rounded and self._only_shares(match):
             return self.placement.decision(match.pattern.name).reason
         return self.skip.reason("stub", point.node)
 
@@ -175,9 +177,7 @@ class _Insertion:
             return self._place_in_module(point.node, point.slot)
         assert point.value is not None
         stub = self._stub_after(match, point.value)
-        point.node.args = tuple(
-            stub if argument is point.value else argument for argument in point.node.args
-        )
+        point.replace(stub)
         return stub.name
 
     def _place_on_weight(self, node: Node) -> str:
@@ -212,7 +212,7 @@ class _Insertion:
         return f"{node.target}.{slot}"
 
     def _stub_after(self, match: PatternMatch, value: Node) -> Node:
-        known = self.stubs.get(value)
+        known = value if value in self.made else self.stubs.get(value)
         if known is not None:
             return known
         stub = self._new_stub(_site(value), value)
@@ -226,6 +226,7 @@ class _Insertion:
         rewrite = Rewrite(match.pattern.name, match.stage, (origin_of(value),))
         record_rewrite(node, rewrite, (value,))
         self.stubs[value] = node
+        self.made[node] = None
         return node
 
     def _new_stub(self, site: str, near: Node) -> QuantStub:

@@ -2,11 +2,13 @@
 
 import re
 from functools import lru_cache
+from itertools import count
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from embedl_deploy.errors import PatternError
 from embedl_deploy.graph.nodes import input_nodes, module_of, value_of
@@ -31,6 +33,18 @@ class Point(NamedTuple):
 
     slot: str | None = None
     """``"weight"``, or the attribute of the node's module that takes a stub."""
+
+    position: int | None = None
+    """Which input of the node it is, for an operand that is a node of the graph."""
+
+    def replace(self, new: Node) -> None:
+        """Lets the node read ``new`` at this position, and there alone."""
+        positions = count()
+
+        def at(read: Node) -> Node:
+            return new if next(positions) == self.position else read
+
+        self.node.args = map_arg(self.node.args, at)
 
 
 def points_of(match: PatternMatch) -> tuple[Point, ...]:
@@ -83,8 +97,12 @@ def _points_at(match: PatternMatch, node: Node, parsed: re.Match[str]) -> list[P
                 f"{match.pattern.name}: %{node.name} has {len(values)} inputs, "
                 f"{parsed[0]!r} names another"
             )
-        return [Point(node, values[index])]
-    points = [Point(node, value) for value in values if is_float_tensor(value)]
+        return [Point(node, values[index], position=index)]
+    points = [
+        Point(node, value, position=position)
+        for position, value in enumerate(values)
+        if is_float_tensor(value)
+    ]
     if is_weighted(module_of(node)):
         points.append(Point(node, slot=WEIGHT))
     return points

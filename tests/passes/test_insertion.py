@@ -1,13 +1,17 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from embedl_deploy.backends.tensorrt import TENSORRT
 from embedl_deploy.errors import PatternError
 from embedl_deploy.graph import module_of
+from embedl_deploy.graph.nodes import input_nodes
 from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.passes.insertion import insert_quantizers
-from embedl_deploy.passes.quantization import find_matches
+from embedl_deploy.passes.quantization import find_matches, quantize_graph
 from embedl_deploy.patterns.quantized import QuantizeConv, QuantizeLinear
 from embedl_deploy.quantization import (
     Decision,
@@ -20,6 +24,7 @@ from embedl_deploy.quantization import (
 )
 from embedl_deploy.rewriting import Chain, PassRecord, Pattern, Phase
 from embedl_deploy.tracing import trace
+from embedl_deploy.transformation import transform
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 ROWS = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
@@ -176,6 +181,49 @@ def test_an_operand_that_only_shares_gets_no_stub_of_its_own() -> None:
     assert [site.reason for site in record.refused] == ["float is cheaper"]
 
 
+class AddsItsInput(nn.Module):
+    """A convolution whose kernel adds what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.body(x)) + x)
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+def test_a_tensor_that_is_read_twice_is_decided_for_each_place(quantized: bool) -> None:
+    decisions = {"quantize-residual": Decision(quantized, "the add is a kernel of its own")}
+    backend = replace(TENSORRT, placement=Placement(decisions=decisions))
+    graph = transform(AddsItsInput().eval(), (IMAGE,), backend=TENSORRT).model
+
+    record = quantize_graph(graph, None, QuantConfig(), backend)
+
+    (stub,) = stub_nodes(graph)
+    (layer,) = stub.users
+    (value,) = stub.all_input_nodes
+    assert layer.args == (stub, stub if quantized else value)
+    assert {site.pattern for site in record.applied} == {
+        "quantize-conv",
+        *(("quantize-residual",) if quantized else ()),
+    }
+
+
+def test_a_stub_is_not_rounded_again() -> None:
+    class QuantizeTwice(QuantizeLinear):
+        qdq_points = ("layer[0]", "layer[0]", "layer.weight")
+
+    class QuantizeAgain(QuantizeLinear):
+        pass
+
+    graph, record = inserted(Branches(), ROWS, patterns=(QuantizeTwice, QuantizeAgain))
+
+    (stub,) = stub_nodes(graph)
+    assert len(stub.users) == 2
+    assert not record.refused
+
+
 def test_asymmetric_activations_become_symmetric_where_the_target_needs_it() -> None:
     graph, record = inserted(Branches(), ROWS, placement=Placement(symmetric_activations=True))
 
@@ -211,6 +259,30 @@ def test_per_tensor_weights_have_one_scale() -> None:
 
     quantizers = [module for module in graph.modules() if isinstance(module, WeightFakeQuantize)]
     assert [tuple(quantizer.scale.shape) for quantizer in quantizers] == [(), ()]
+
+
+class Joined(nn.Module):
+    """Reads one tensor at two places of a list."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(x)
+        return torch.cat([y, x, y], 1)
+
+
+@pytest.mark.parametrize(
+    ("points", "rounded"), [(("joined[2]",), [False, False, True]), (("joined",), [True] * 3)]
+)
+def test_a_point_reaches_one_place_of_a_list(points: tuple[str, ...], rounded: list[bool]) -> None:
+    class QuantizeJoined(Pattern):
+        phase = Phase.QUANTIZATION
+        tree = Chain(joined=torch.ops.aten.cat.default)
+        qdq_points = points
+
+    graph, _ = inserted(Joined(), ROWS, patterns=(QuantizeJoined,))
+
+    (joined,) = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default)
+    reads = list(input_nodes(joined.args))
+    assert [isinstance(module_of(read), QuantStub) for read in reads] == rounded
 
 
 @pytest.mark.parametrize("point", ["product[2]", "product.weight", "product product"])
