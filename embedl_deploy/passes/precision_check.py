@@ -110,7 +110,8 @@ class Checks:
 
     def best_reachable(self) -> str:
         """Returns a sentence on the choice that came closest to the budget."""
-        tried = [trial for trial in self.state.trials if trial.quantized]
+        is_bytes = self.budget.kind == "max_bytes"  # of which the float model may take the least
+        tried = [trial for trial in self.state.trials if trial.quantized or is_bytes]
         best = min(tried, key=self.reached)
         found = f"{self.reached(best):g} with {len(best.quantized)} of {len(self.groups)} groups"
         what = {
@@ -118,7 +119,8 @@ class Checks:
             f"model's {self.state.float_metric:g}",
             "max_latency_ms": f"the fastest found takes {found} quantized, the float model "
             f"{self.state.float_latency_ms}",
-            "max_bytes": f"the smallest possible is {found} quantized",
+            "max_bytes": f"the smallest possible is {found} quantized"
+            + ("" if best.quantized else ", as no choice of them saves bytes"),
         }[self.budget.kind]
         return f"no choice of precisions keeps to {self.budget}: {what}"
 

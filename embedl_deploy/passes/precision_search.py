@@ -72,6 +72,8 @@ class PrecisionSearch:
         return result_of(outcome, savings, checks.config_of(trial.quantized), _bytes(self.graph))
 
     def _loaded_state(self) -> SearchState:
+        if self.state_path is None:  # then nothing is compared, and the data need not be read
+            return SearchState({})
         settings: dict[str, object] = {
             "configuration": str(config_as_json(self.config)),
             "metric": self.steps.metric,

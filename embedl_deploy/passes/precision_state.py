@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -46,7 +47,7 @@ class SearchState:
             write_aside(self.path, (json.dumps(document, indent=1) + "\n").encode())
 
 
-def load_state(path: Path | None, fingerprint: Fingerprint) -> SearchState:
+def load_state(path: Path, fingerprint: Fingerprint) -> SearchState:
     """Returns what the file holds, or an empty state if there is none.
 
     Raises:
@@ -54,9 +55,9 @@ def load_state(path: Path | None, fingerprint: Fingerprint) -> SearchState:
             they differ.
         OutputPathError: Its folder is not there.
     """
-    if path is not None and not path.parent.is_dir():
+    if not path.parent.is_dir():
         raise OutputPathError(f"cannot keep the state in {path}: there is no folder {path.parent}")
-    if path is None or not path.exists():
+    if not path.exists():
         return SearchState(fingerprint, path=path)
     try:
         document = cast("dict[str, object]", json.loads(path.read_text(encoding="utf-8")))
@@ -69,9 +70,13 @@ def load_state(path: Path | None, fingerprint: Fingerprint) -> SearchState:
     names = dict.fromkeys((*fingerprint, *state.fingerprint))
     other = [name for name in names if fingerprint.get(name) != state.fingerprint.get(name)]
     if other:
+        shuffled = (
+            " (a loader that shuffles gives other data each time: pass shuffle=False or a list of "
+            "its batches)"
+        )
         raise CheckpointError(
-            f"{path} is the state of a search with another {', another '.join(other)}: name "
-            "another file, or delete it to start anew"
+            f"{path} is the state of a search with another {', another '.join(other)}"
+            f"{shuffled if 'data' in other else ''}: name another file, or delete it to start anew"
         )
     return state
 
@@ -84,11 +89,11 @@ def fingerprint_of(graph: GraphModule, data: object, settings: Mapping[str, obje
         data: Hashed where it is a collection of inputs; a callable goes by its name.
         settings: Whatever else matters, as text or as functions, which go by their names.
     """
-    tensors = (*graph.named_parameters(), *graph.named_buffers())
+    tensors = chain(graph.parameters(), graph.buffers())
     return {
-        "graph": _digest(graph_text(graph).encode()),
-        "weights": _digest(*(_bytes_of(tensor) for _, tensor in tensors)),
-        "data": _digest(*_data_bytes(data)),
+        "graph": _digest([graph_text(graph)]),
+        "weights": _digest(tensors),
+        "data": _digest(_leaves_of(data)),
         "version of torch": torch.__version__,
         **{name: name_of(value) for name, value in settings.items()},
     }
@@ -119,26 +124,29 @@ def _state_from(document: dict[str, object], path: Path) -> SearchState:
     return known
 
 
-def _data_bytes(data: object) -> Iterable[bytes]:
+def _leaves_of(data: object) -> Iterator[object]:
+    """Yields the tensors and other values of every batch, one batch after the other."""
     if not isinstance(data, Iterable):
-        yield name_of(data).encode()
+        yield name_of(data)
         return
     for batch in cast("Iterable[object]", data):
         for leaf in tree_leaves(batch):
-            yield _bytes_of(leaf) if isinstance(leaf, Tensor) else repr(leaf).encode()
+            yield leaf if isinstance(leaf, Tensor) else repr(leaf)
 
 
-def _bytes_of(tensor: Tensor) -> bytes:
-    plain = tensor.detach().cpu().contiguous()
-    header = f"{plain.dtype}{tuple(plain.shape)}".encode()
-    if not plain.numel():
-        return header
-    return header + plain.flatten().view(torch.uint8).numpy().tobytes()
-
-
-def _digest(*parts: bytes) -> str:
+def _digest(values: Iterable[object]) -> str:
+    """Returns the digest of tensors and texts, in memory for one of them."""
     digested = hashlib.sha256()
-    for part in parts:
-        digested.update(len(part).to_bytes(8, "big"))
-        digested.update(part)
+    for value in values:
+        if isinstance(value, Tensor):
+            plain = value.detach().cpu().contiguous()
+            header = f"{plain.dtype}{tuple(plain.shape)}".encode()
+            digested.update((len(header) + plain.nbytes).to_bytes(8, "big"))
+            digested.update(header)
+            if plain.numel():
+                digested.update(plain.flatten().view(torch.uint8).numpy().data)
+        else:
+            text = str(value).encode()
+            digested.update(len(text).to_bytes(8, "big"))
+            digested.update(text)
     return digested.hexdigest()
