@@ -1,7 +1,7 @@
 """The inputs and outputs that a program was compiled for, and the check that a call fits them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import torch
@@ -39,24 +39,34 @@ class TensorForm:
     shape: tuple[int, ...] | None
     """The one admitted shape, None if there are several."""
 
+    device_type: str | None = None
+    """Where it must lie, ``cpu`` or ``cuda``: compiled code reads its address unasked. None: not
+    known, as older states do not tell."""
+
     @classmethod
     def of(cls, value: Tensor, sizes: tuple[tuple[int, int], ...]) -> "TensorForm":
         """Returns the form of an example, with the sizes that are admitted."""
         fixed = all(low == high for low, high in sizes)
         strides = tuple(value.stride()) if fixed else ()
         last = value.dim() == 4 and not value.is_contiguous() and _is_channels_last(value)
-        return cls(value.dtype, sizes, strides, last, tuple(value.shape) if fixed else None)
+        shape = tuple(value.shape) if fixed else None
+        return cls(value.dtype, sizes, strides, last, shape, value.device.type)
 
     def fitted(self, value: object, position: int) -> Tensor:
         """Returns ``value`` laid out as compiled for.
 
         Raises:
-            InputError: It is no tensor of the type and shape compiled for.
+            InputError: It is no tensor of the type, shape and kind of device compiled for.
         """
         if not isinstance(value, Tensor) or value.dtype != self.dtype or not self._admits(value):
             raise InputError(
                 f"input {position} must be {self._text()}, got {_describe(value)}: declare the "
                 "sizes that change in dynamic_shapes and build again"
+            )
+        if self.device_type is not None and value.device.type != self.device_type:
+            raise InputError(
+                f"input {position} must lie on {self.device_type}, got a tensor on {value.device}: "
+                "move it there, or build for its device"
             )
         if self.shape is not None:
             if value.stride() == self.strides:
@@ -69,7 +79,13 @@ class TensorForm:
         return value.contiguous(memory_format=order)
 
     def blank(self, device: torch.device) -> Tensor:
-        """Returns an admitted tensor of zeros, 2 long where sizes vary, if they may be."""
+        """Returns an admitted tensor of zeros, 2 long where sizes vary, if they may be.
+
+        Args:
+            device: Where it lies, unless only the other kind of device is admitted.
+        """
+        if self.device_type not in (None, device.type):
+            device = torch.device(str(self.device_type))
         if self.shape is not None:
             made = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=device)
             return made.zero_()
@@ -127,6 +143,22 @@ class CallForm:
         """Returns a sample that the form admits, its tensors zero."""
         leaves = [f.blank(device) if isinstance(f, TensorForm) else f for f in self.leaves]
         return cast("tuple[object, ...]", tree_unflatten(leaves, self.inputs))
+
+    def on(self, device_type: str) -> "CallForm":
+        """Returns the form for the same program on another kind of device.
+
+        What lies on the CPU beside tensors on another device, as single numbers may, stays there.
+        """
+        types = [leaf.device_type for leaf in self.leaves if isinstance(leaf, TensorForm)]
+        known = [kind for kind in types if kind is not None]
+        main = next((kind for kind in known if kind != "cpu"), "cpu")
+        leaves = [
+            replace(leaf, device_type=device_type)
+            if isinstance(leaf, TensorForm) and leaf.device_type == main
+            else leaf
+            for leaf in self.leaves
+        ]
+        return replace(self, leaves=tuple(leaves))
 
     def _flattened(self, args: tuple[object, ...], kwargs: dict[str, object]) -> list[object]:
         names = cast("list[str]", self.inputs.child(1).context)
@@ -215,6 +247,7 @@ def _leaf_to_json(leaf: object) -> dict[str, object]:
         "strides": list(leaf.strides),
         "channels_last": leaf.channels_last,
         "shape": None if leaf.shape is None else list(leaf.shape),
+        "device": leaf.device_type,
     }
 
 
@@ -229,4 +262,5 @@ def _leaf_from_json(values: dict[str, object]) -> object:
         strides=tuple(cast("list[int]", values["strides"])),
         channels_last=bool(values["channels_last"]),
         shape=None if shape is None else tuple(shape),
+        device_type=cast("str | None", values.get("device")),
     )

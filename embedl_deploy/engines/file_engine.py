@@ -79,7 +79,7 @@ class FileEngine(Engine):
         self._file = path
         shapes = getattr(graph_spec, "dynamic_shapes", None)
         written = write_onnx(module, data[0], path, shapes, splits_linears=self.splits_linears)
-        self._form = written.form
+        self._form = written.form.on(device.type)
         self._is_quantized = written.quantized_products > 0
         self._open(path, device)
         self.kernels = self._count_kernels()
@@ -98,7 +98,10 @@ class FileEngine(Engine):
 
     def _activate(self) -> None:
         assert self._file is not None, "a built or loaded engine has a file"
-        self._open(self._file, self._device or torch.device("cpu"))
+        assert self._form is not None, "a built or loaded engine knows its inputs"
+        device = self._device or torch.device("cpu")
+        self._open(self._file, device)
+        self._form = self._form.on(device.type)
 
     def _deactivate(self) -> None:
         self._close()

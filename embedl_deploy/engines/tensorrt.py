@@ -101,7 +101,8 @@ class TensorRTEngine(Engine):
         if self.config.route == "onnx":
             self._build_from_onnx(module, data[0], shapes, device, config)
         else:
-            self._form = compile_ahead(module, data[0], shapes, config, device, self._file)
+            form = compile_ahead(module, data[0], shapes, config, device, self._file)
+            self._form = form.on(device.type)
         self._open(device)
 
     def _first_call(self, sample: Sample) -> None:
@@ -135,7 +136,7 @@ class TensorRTEngine(Engine):
             request = request_for(written, profiles, config, device)
             content = built_engine(request, tensorrt())
         self._file.write_bytes(content)
-        self._form, self._names = written.form, written.names
+        self._form, self._names = written.form.on(device.type), written.names
 
     def _open(self, device: torch.device) -> None:
         assert self._file is not None, "a built or loaded engine has a file"
