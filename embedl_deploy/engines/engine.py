@@ -33,7 +33,10 @@ class Engine(ABC):
     """The device types that the engine can build for."""
 
     libraries: ClassVar[tuple[str, ...]] = ()
-    """The optional packages that it needs, by the names they are imported under."""
+    """The optional packages that it needs, by the names they are imported under.
+
+    What runs a built engine comes first: a saved engine is loaded with the same version of it.
+    """
 
     shares_cache: ClassVar[bool] = False
     """Whether builds leave something in ``cache_dir`` that other builds profit from."""

@@ -14,6 +14,7 @@ from embedl_deploy.errors import CheckpointError
 from embedl_deploy.lowering.archive import ArchiveReader, write_archive
 from embedl_deploy.lowering.build_errors import BUILD_ERRORS, PASSING_ERRORS, error_text
 from embedl_deploy.lowering.engine_archive import write_engine
+from embedl_deploy.lowering.environment import hardware, misfit, running_libraries, versions
 from embedl_deploy.lowering.graph_file import graph_from_json, graph_to_json
 from embedl_deploy.lowering.literals import Json, decode, encode
 from embedl_deploy.lowering.memory_format import format_of
@@ -40,6 +41,9 @@ class BuildJob:
     threads: int
     """How many threads of torch the engine is built for."""
 
+    surroundings: Mapping[str, Json]
+    """Versions and hardware of where the engine is to run, in one table."""
+
     cache_dir: Path | None = None
     """Where engines keep what later builds profit from."""
 
@@ -54,6 +58,9 @@ class BuildOutcome:
 
     is_passing: bool = False
     """Whether the failure says more of the moment than of the graph."""
+
+    is_elsewhere: bool = False
+    """Whether nothing was built, as what is built here would not run where it is to run."""
 
 
 def write_source(
@@ -84,16 +91,18 @@ def run_build(job: BuildJob) -> BuildOutcome:
     try:
         # Compilers write the number of threads into their code.
         torch.set_num_threads(job.threads)
-        _build(job)
+        failure = _build(job)
     except BUILD_ERRORS as error:
         is_passing = isinstance(error, PASSING_ERRORS)
         return BuildOutcome(time.perf_counter() - start, error_text(error), is_passing)
     finally:
         torch.set_num_threads(threads)
-    return BuildOutcome(time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return BuildOutcome(seconds, failure, is_passing=bool(failure), is_elsewhere=bool(failure))
 
 
-def _build(job: BuildJob) -> None:
+def _build(job: BuildJob) -> str:
+    """Builds, or returns why the engine would not run where it is to run."""
     with ArchiveReader(job.source) as archive:
         manifest = archive.manifest
         weights = tensors_from_bytes(archive.read("weights.safetensors"))
@@ -103,10 +112,16 @@ def _build(job: BuildJob) -> None:
     examples: Sample = tuple(_example(value, tensors.get(str(i))) for i, value in enumerate(saved))
     spec = spec_from(_inputs(manifest.get("inputs")), _symbols(manifest.get("symbols")))
     device = device_of((*examples, *module.parameters()))
+    libraries = running_libraries([job.engine_class])
+    made, on_gpu = {**versions(libraries), **hardware()}, device.type == "cuda"
+    reason = misfit(made, job.surroundings, libraries=libraries, on_gpu=on_gpu)
+    if reason is not None:
+        return f"this process would build for {reason}"
     engine = job.engine_class(job.engine_class.config_class.from_dict(job.config))
     engine.build(module, spec, [examples], device, job.cache_dir)
     write_engine(engine, job.target)
     engine.deactivate()
+    return ""
 
 
 def device_of(values: Iterable[object]) -> torch.device:

@@ -24,7 +24,12 @@ from embedl_deploy.lowering.build_job import (
 )
 from embedl_deploy.lowering.engine_archive import read_engine, write_engine
 from embedl_deploy.lowering.engine_store import EngineStore
-from embedl_deploy.lowering.environment import resident_bytes
+from embedl_deploy.lowering.environment import (
+    hardware,
+    resident_bytes,
+    running_libraries,
+    versions,
+)
 from embedl_deploy.lowering.fingerprint import digest, environment, graph_digest, input_forms
 from embedl_deploy.lowering.literals import Json
 from embedl_deploy.lowering.piece_spec import declared_inputs, spec_of
@@ -175,6 +180,9 @@ class Builder:
         except Exception as error:  # noqa: BLE001  # an executor may fail in any way
             self.settings.say(f"the executor did not run a build: {error_text(error)}")
             return None
+        if outcome.is_elsewhere:
+            self.settings.say(f"what the executor would build is of no use here: {outcome.failure}")
+            return None
         if outcome.failure:
             return Obtained(None, outcome.seconds, outcome.failure, outcome.is_passing)
         try:
@@ -232,7 +240,9 @@ class Builder:
         engine = self.engines[label]
         config = engine.config.to_dict()
         folder = self.settings.cache_dir if engine.shares_cache else None
-        job = BuildJob(source, target, type(engine), config, torch.get_num_threads(), folder)
+        here = {**versions(running_libraries([type(engine)])), **hardware()}
+        threads = torch.get_num_threads()
+        job = BuildJob(source, target, type(engine), config, threads, here, folder)
         return _Submitted(target, self._pool().submit(run_build, job))
 
     def _pool(self) -> Executor:

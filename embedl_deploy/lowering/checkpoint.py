@@ -13,7 +13,12 @@ from embedl_deploy.lowering.assembly import Assembly, EngineSlot, assemble
 from embedl_deploy.lowering.core_graph import CoreGraph
 from embedl_deploy.lowering.engine_archive import restored_engine
 from embedl_deploy.lowering.engine_file import state_to_json
-from embedl_deploy.lowering.environment import hardware, versions
+from embedl_deploy.lowering.environment import (
+    hardware,
+    misfit,
+    running_libraries,
+    versions,
+)
 from embedl_deploy.lowering.graph_file import fields, graph_from_json, graph_to_json
 from embedl_deploy.lowering.literals import Json, decode, encode
 from embedl_deploy.lowering.lowered_module import LoweredModule
@@ -59,7 +64,9 @@ def save_lowered(model: LoweredModule, path: Path) -> None:
     header: dict[str, Json] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "versions": versions(),
+        "versions": versions(
+            running_libraries(type(slot.engine) for slot in assembly.slots.values())
+        ),
         "hardware": hardware(),
         "fallback": model.fallback,
         "tolerance": encode(model.terms.tolerance),
@@ -117,7 +124,7 @@ def load_lowered(
             saved = [_described(name, data) for name, data in engines.items()]
             return rebuild(_assemble(core, steps, {}), saved, terms)
         if engines:
-            _check_environment(manifest, path)
+            _check_environment(manifest, engines, engine_classes, path)
         slots = _slots(_assemble(core, steps, {}), engines, archive, engine_classes)
         report = report_from_json(manifest.get("report"))
     assembly = _assemble(core, steps, slots)
@@ -140,23 +147,37 @@ def _check_format(manifest: Mapping[str, Json], path: Path) -> None:
     if manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {manifest.get('format_version')!r}, this package reads "
-            f"{FORMAT_VERSION}: load it with the version that wrote it"
+            f"{FORMAT_VERSION}: load it with the embedl_deploy that wrote it, "
+            f"{fields(manifest.get('versions'), 'table of versions').get('embedl_deploy')}"
         )
 
 
-def _check_environment(manifest: Mapping[str, Json], path: Path) -> None:
-    """Refuses engines that were compiled for another torch or another machine."""
-    saved = {
+def _check_environment(
+    manifest: Mapping[str, Json],
+    engines: Mapping[str, Json],
+    engine_classes: Mapping[str, type[Engine]],
+    path: Path,
+) -> None:
+    """Refuses engines that were compiled for other versions or another machine."""
+    made = {
         **fields(manifest.get("versions"), "table of versions"),
         **fields(manifest.get("hardware"), "hardware"),
     }
-    here: dict[str, Json] = {**versions(), **hardware()}
-    for name in ("torch", "system", "machine", "cpu", "gpu"):
-        if saved.get(name) != here[name]:
-            raise CheckpointError(
-                f"the engines in {path} were built for {name} {saved.get(name)!r}, this machine "
-                f"has {here[name]!r}: load it with trust_engines=False to build them anew"
-            )
+    described = [fields(engine, "engine") for engine in engines.values()]
+    classes = [engine_classes.get(str(engine.get("class"))) for engine in described]
+    libraries = running_libraries(found for found in classes if found is not None)
+    devices = [
+        str(fields(engine.get("state"), "engine state").get(Engine.STATE_DEVICE))
+        for engine in described
+    ]
+    on_gpu = any(device.startswith("cuda") for device in devices)
+    here = {**versions(libraries), **hardware()}
+    reason = misfit(made, here, libraries=libraries, on_gpu=on_gpu)
+    if reason is not None:
+        raise CheckpointError(
+            f"the engines in {path} were built for {reason}: load it with trust_engines=False to "
+            "build them anew"
+        )
 
 
 def _terms(manifest: Mapping[str, Json], *, may_fall_back: bool) -> Terms:

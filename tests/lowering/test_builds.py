@@ -18,8 +18,10 @@ from embedl_deploy.engines.engine import Sample
 from embedl_deploy.engines.recording import RecordingConfig, RecordingEngine
 from embedl_deploy.engines.scratch import run_folder
 from embedl_deploy.errors import LoweringError
-from embedl_deploy.lowering import LoweredModule
+from embedl_deploy.lowering import LoweredModule, build_job
 from embedl_deploy.lowering.build_job import device_of
+from embedl_deploy.lowering.environment import hardware
+from embedl_deploy.lowering.literals import Json
 from embedl_deploy.quantize import quantize
 
 P = ParamSpec("P")
@@ -290,6 +292,25 @@ def test_what_an_executor_loses_is_built_here(built: list[str]) -> None:
 
     assert built == ["slow", "fast", "wrong"]
     assert "the executor did not run a build: RuntimeError: a worker died" in said
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_what_would_not_run_here_is_not_built_elsewhere(
+    built: list[str], monkeypatch: pytest.MonkeyPatch, fits: bool
+) -> None:
+    flags = cast("list[Json]", hardware()["flags"])
+    flags = flags[1:] if fits else [*flags, "amx_future"]
+    monkeypatch.setattr(build_job, "hardware", lambda: {**hardware(), "flags": flags})
+    said: list[str] = []
+
+    with CountingPool(1) as pool:
+        lowered = measured(cast("Path", None), builds=pool, progress=said.append)
+
+    assert (pool.submitted, sorted(built)) == (3, ["fast", "slow", "wrong"])
+    assert lowered.report.engines == {"subgraph_0": "fast"}
+    refused = [line for line in said if "of no use here" in line]
+    assert len(refused) == (0 if fits else 3)
+    assert all("a processor with amx_future, which" in line for line in refused)
 
 
 def test_no_builds_at_once_is_refused() -> None:

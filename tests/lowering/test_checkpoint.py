@@ -306,6 +306,72 @@ def test_another_version_or_machine_is_refused_and_can_be_rebuilt(
     assert load(saved, trust_engines=False)(example())["y"].shape == (3, 4)
 
 
+def hardware_of(manifest: Manifest) -> dict[str, object]:
+    return cast("dict[str, object]", manifest["hardware"])
+
+
+def test_a_processor_that_lacks_instructions_is_refused(saved: Path) -> None:
+    def with_more(manifest: Manifest) -> None:
+        cast("list[str]", hardware_of(manifest)["flags"]).append("amx_future")
+
+    with_manifest(saved, with_more)
+
+    with pytest.raises(CheckpointError, match=r"amx_future, which this one.*trust_engines=False"):
+        load(saved)
+
+
+def test_a_file_that_names_no_instructions_is_loaded_on_a_processor_of_its_family(
+    saved: Path,
+) -> None:
+    with_manifest(saved, lambda manifest: hardware_of(manifest).pop("flags"))
+    assert load(saved)(example())["y"].shape == (3, 4)
+
+    with_manifest(saved, lambda manifest: hardware_of(manifest).update(cpu="AVX9999"))
+    with pytest.raises(CheckpointError, match=r"cpu 'AVX9999', this machine has"):
+        load(saved)
+
+
+def test_another_gpu_matters_to_engines_on_it_only(saved: Path) -> None:
+    def on_gpu(manifest: Manifest) -> None:
+        engines = cast("dict[str, dict[str, dict[str, object]]]", manifest["engines"])
+        engines["subgraph_1"]["state"]["device"] = "cuda:0"
+
+    with_manifest(saved, lambda manifest: hardware_of(manifest).update(gpu=["Another", [1, 0]]))
+    assert load(saved)(example())["y"].shape == (3, 4)
+
+    with_manifest(saved, on_gpu)
+    with pytest.raises(CheckpointError, match=r"gpu \['Another', \[1, 0\]\], this machine has"):
+        load(saved)
+
+
+def test_another_version_of_what_runs_an_engine_is_refused(
+    lowered: LoweredModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RecordingEngine, "libraries", ("torchao", "onnx"))
+    path = tmp_path / "model.lowered"
+    lowered.save(path)
+    kept: list[Manifest] = []
+    with_manifest(path, kept.append)
+    told = cast("Manifest", kept[0]["versions"])
+    assert sorted(told) == ["embedl_deploy", "torch", "torchao"]
+    assert load(path)(example())["y"].shape == (3, 4)
+
+    with_manifest(path, lambda manifest: manifest["versions"].update(torchao="0.0.1"))  # type: ignore[union-attr]
+
+    with pytest.raises(CheckpointError, match=r"for torchao '0.0.1', this.*trust_engines=False"):
+        load(path)
+    assert load(path, trust_engines=False)(example())["y"].shape == (3, 4)
+
+
+def test_another_version_of_this_package_loads_what_has_its_format(saved: Path) -> None:
+    with_manifest(saved, lambda manifest: manifest["versions"].update(embedl_deploy="9.9"))  # type: ignore[union-attr]
+    assert load(saved)(example())["y"].shape == (3, 4)
+
+    with_manifest(saved, lambda manifest: manifest.update(format_version=99))
+    with pytest.raises(CheckpointError, match=r"with the embedl_deploy that wrote it, 9\.9"):
+        load(saved)
+
+
 def test_another_format_is_refused(saved: Path) -> None:
     with_manifest(saved, lambda manifest: manifest.update({"format_version": 99}))
 
