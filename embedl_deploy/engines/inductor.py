@@ -14,7 +14,7 @@ from embedl_deploy.engines.call_form import CallForm
 from embedl_deploy.engines.config import EngineConfig
 from embedl_deploy.engines.engine import Engine, Sample
 from embedl_deploy.engines.file_engine import working_folder
-from embedl_deploy.engines.inductor_build import mode_options, require_compiler
+from embedl_deploy.engines.inductor_build import CUDA_GRAPHS, chosen_options, require_compiler
 from embedl_deploy.engines.inductor_programs import (
     CompiledIntegerProgram,
     CompiledProgram,
@@ -43,6 +43,9 @@ class InductorEngineConfig(EngineConfig):
     """Just in time: whether sizes may change; None: as the declared shapes say."""
 
     mode: Mode | None = None
+    """As in ``torch.compile``. CUDA graphs, which reduce-overhead and max-autotune record, need
+    ``ahead_of_time=False``: a package cannot hold them."""
+
     options: dict[str, object] | None = None
     """Inductor's options by name, as in ``torch.compile``; excludes ``mode``."""
 
@@ -76,9 +79,7 @@ class InductorEngineConfig(EngineConfig):
 
     def inductor_options(self) -> dict[str, object]:
         """Returns the options that ``mode`` stands for, or those given."""
-        if self.mode is None or self.mode == "default":
-            return dict(self.options or {})
-        return mode_options(self.mode)
+        return chosen_options(self.mode, self.options)
 
 
 class InductorEngine(Engine):
@@ -144,9 +145,14 @@ class InductorEngine(Engine):
         if self.is_jit:
             self._start_integers(module, sample)
             return
+        if device.type == "cuda" and self.config.inductor_options().get(CUDA_GRAPHS):
+            raise BuildError(
+                "a package holds no CUDA graphs: set ahead_of_time=False, or a mode without them, "
+                "such as max-autotune-no-cudagraphs"
+            )
         program = self._flat(module, sample)
         wanted = len(quantized_products(program))
-        packaged = self._packaged(program, sample, cache_dir)
+        packaged = self._packaged(program, sample, cache_dir, device)
         self._program = packaged
         self._require_kernels(wanted, packaged.kernels)
 
@@ -157,17 +163,17 @@ class InductorEngine(Engine):
         """Compiles a quantized graph in this process, for calls like ``sample``."""
         program = self._flat(module, sample)
         wanted = len(quantized_products(program))
-        started = CompiledIntegerProgram(program, sample, self._just_in_time(module))
+        started = CompiledIntegerProgram(program, sample, self.config.inductor_options())
         self._program, self._module, self._form = started, module, started.form
         self._require_kernels(wanted, started.kernels)
 
     def _packaged(
-        self, program: GraphModule, sample: Sample, cache_dir: Path | None
+        self, program: GraphModule, sample: Sample, cache_dir: Path | None, device: torch.device
     ) -> PackagedProgram:
         folder = working_folder(self, cache_dir)
         path = folder / f"inductor-{uuid.uuid4().hex}.pt2"
         options = self.config.inductor_options()
-        packaged = PackagedProgram.compile(program, sample, path, options)
+        packaged = PackagedProgram.compile(program, sample, path, options, device)
         self._saved_package = (path, packaged.form)
         return packaged
 

@@ -23,6 +23,9 @@ Runner = Callable[[list[Tensor]], Sequence[Tensor]]
 _LOCK = threading.RLock()
 """Inductor's configuration and counters belong to the process: one build at a time."""
 
+CUDA_GRAPHS = "triton.cudagraphs"
+"""The option that records the kernels of a call, to replay them at once."""
+
 _COUNTERS = {
     "qconv": "qconv_unary_lower_count",
     "qconv_binary": "qconv2d_binary_lower_count",
@@ -71,7 +74,12 @@ def inductor_settings(
     from torch._inductor import config
 
     require_compiler()
-    own = {"freezing": freezing, "cpp.enable_kernel_profile": freezing, **options}
+    own: dict[str, object] = {
+        "freezing": freezing,
+        "cpp.enable_kernel_profile": freezing,
+        "aot_inductor.metadata": {},  # a build writes into it
+        **options,
+    }
     with _LOCK, torch.no_grad(), config.patch(own), known_warnings():
         before = {kind: counters["inductor"][name] for kind, name in _COUNTERS.items()}
         yield
@@ -97,10 +105,12 @@ def require_compiler() -> None:
         )
 
 
-def mode_options(mode: str) -> dict[str, object]:
-    """Returns the options that a mode of torch.compile stands for."""
+def chosen_options(mode: str | None, options: Mapping[str, object] | None) -> dict[str, object]:
+    """Returns the options that a mode of torch.compile stands for, or those given."""
     from torch._inductor import list_mode_options
 
+    if mode is None or mode == "default":
+        return dict(options or {})
     return cast("dict[str, object]", list_mode_options(mode))
 
 

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_map_only
 
-from embedl_deploy.engines.call_form import CallForm
+from embedl_deploy.engines.call_form import CallForm, TensorForm
 from embedl_deploy.engines.engine import Sample
 from embedl_deploy.engines.inductor_build import (
+    CUDA_GRAPHS,
+    chosen_options,
     compile_package,
     first_line,
     inductor_settings,
@@ -27,6 +29,7 @@ from embedl_deploy.engines.program import flat_program, form_of, split_sample
 from embedl_deploy.engines.rest_dtype import cast_rest
 from embedl_deploy.engines.small_linear import spell_small_linears
 from embedl_deploy.errors import BuildError
+from embedl_deploy.graph.nodes import value_of
 
 
 def inductor_program(
@@ -64,9 +67,14 @@ class PackagedProgram:
 
     @classmethod
     def compile(
-        cls, program: GraphModule, sample: Sample, path: Path, options: Mapping[str, object]
+        cls,
+        program: GraphModule,
+        sample: Sample,
+        path: Path,
+        options: Mapping[str, object],
+        device: torch.device,
     ) -> "PackagedProgram":
-        """Compiles a flat program into ``path``.
+        """Compiles a flat program into ``path`` and loads it on ``device``.
 
         Raises:
             BuildError: Inductor fails, or an output is no tensor.
@@ -74,7 +82,7 @@ class PackagedProgram:
         form = form_of(program, sample)
         args, kwargs = split_sample(sample)
         kernels = compile_package(program, args, kwargs, path, options)
-        return cls(path, form, kernels)
+        return cls(path, form, kernels, device)
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         return self.form.result(self._run(self.form.bind(args, kwargs)))
@@ -91,6 +99,11 @@ class JustInTime:
     autocast_dtype: torch.dtype | None
     """What the module runs in where autocast admits it, None for its own types."""
 
+    @property
+    def records_cuda_graphs(self) -> bool:
+        """Whether calls on CUDA replay a recording, which writes its outputs to one place."""
+        return bool(chosen_options(self.mode, self.options).get(CUDA_GRAPHS))
+
 
 class CompiledProgram:
     """A module compiled in this process, without gradients."""
@@ -99,6 +112,7 @@ class CompiledProgram:
         self._settings = settings
         self._device = device
         self._own_dtype = _float_type(module)
+        self._replays = device.type == "cuda" and settings.records_cuda_graphs
         compiler = cast("Callable[..., Callable[..., object]]", torch.compile)
         with known_warnings():
             self._compiled = compiler(
@@ -125,6 +139,9 @@ class CompiledProgram:
     def __call__(self, *args: object, **kwargs: object) -> object:
         with torch.no_grad(), self._autocast():
             outputs = self._compiled(*args, **kwargs)
+        if self._replays:
+            # They lie where the next replay writes its own.
+            outputs = tree_map_only(Tensor, torch.clone, outputs)
         short = self._settings.autocast_dtype
         if short is None or self._own_dtype is None or self._own_dtype is short:
             return outputs
@@ -142,29 +159,36 @@ class CompiledProgram:
 
 
 class CompiledIntegerProgram:
-    """A quantized program compiled in this process, for the inputs it was built with only.
+    """A quantized program compiled in this process, once, for the inputs it was built with only.
 
-    A recompilation would run outside the settings that give int8 kernels, and fall back to float
-    arithmetic without a message: other inputs are an error instead.
+    Inductor is called itself: ``torch.compile`` compiles again where a guard fails, by strides, the
+    number of threads, inference mode or autocast, and outside the settings that give int8 kernels,
+    that is float arithmetic without a message.
     """
 
-    def __init__(self, program: GraphModule, sample: Sample, settings: JustInTime) -> None:
+    def __init__(self, program: GraphModule, sample: Sample, options: Mapping[str, object]) -> None:
+        import torch._inductor
+
         self.form = form_of(program, sample)
         self.kernels: dict[str, int] = {}
-        self._compiled = torch.compile(
-            _own_function(program), fullgraph=True, dynamic=settings.dynamic
-        )
-        args, kwargs = split_sample(sample)
+        examples = [value_of(node) for node in program.graph.nodes if node.op == "placeholder"]
         try:
-            with inductor_settings({}, freezing=True, counted=self.kernels):
-                self._compiled(*args, **kwargs)
+            with inductor_settings(options, freezing=True, counted=self.kernels):
+                compiled = torch._inductor.compile(program, examples)  # pyright: ignore[reportArgumentType]  # recorded values
+            self._compiled = cast("Callable[..., object]", compiled)
+            args, kwargs = split_sample(sample)
+            self(*args, **kwargs)
         except Exception as error:
             raise BuildError(f"Inductor cannot compile the graph: {first_line(error)}") from error
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        self.form.bind(args, kwargs)
+        tensors = iter(self.form.bind(args, kwargs))
+        leaves = [
+            next(tensors).detach() if isinstance(leaf, TensorForm) else leaf
+            for leaf in self.form.leaves
+        ]
         with torch.no_grad():
-            return self._compiled(*args, **kwargs)
+            return self._compiled(*leaves)
 
 
 def _own_function(module: nn.Module) -> Callable[..., object]:

@@ -1,8 +1,11 @@
 import subprocess
 import sys
 from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -19,8 +22,11 @@ from embedl_deploy.engines import (
     inductor_programs,
 )
 from embedl_deploy.engines.inductor_build import require_compiler
+from embedl_deploy.engines.inductor_programs import JustInTime
 from embedl_deploy.engines.inductor_support import refusal_of
 from embedl_deploy.errors import BuildError, InputError
+from embedl_deploy.quantize import convert, quantize
+from embedl_deploy.transformation import transform
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 Quantized = Callable[..., GraphModule]
@@ -145,6 +151,97 @@ def test_quantization_without_a_kernel_fails_the_build(
     allowed.build(graph, None, [(x,)])
 
     assert allowed.simulated == 1
+
+
+@contextmanager
+def one_thread() -> Generator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if before > 1 else 2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [one_thread, torch.inference_mode, partial(torch.autocast, "cpu", dtype=torch.bfloat16)],
+)
+@pytest.mark.parametrize("given", ["as built", "other strides", "with gradient"])
+def test_int8_kernels_stay_whatever_the_process_does(
+    quantized_graph: Quantized, around: Callable[[], AbstractContextManager[None]], given: str
+) -> None:
+    """Torch would compile anew for each of these, without int8 kernels."""
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    graph = quantized_graph(feedforward(), x)
+    engine = InductorEngine(IN_TIME).build(graph, None, [(x,)])
+    expected = graph(x)
+    inputs = {
+        "as built": x,
+        "other strides": x.t().contiguous().t(),
+        "with gradient": x.clone().requires_grad_(),
+    }
+
+    with around():
+        found = engine.infer(inputs[given])
+        kernels = count_int8_kernels(lambda: engine.infer(inputs[given]))
+
+    assert sum(kernels.values()) == 2
+    assert error(found, expected) < 1e-5
+
+
+def test_a_quantized_graph_compiled_in_time_takes_declared_sizes_and_keywords() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = feedforward()
+
+        def forward(self, x: Tensor, *, scale: Tensor, double: bool) -> dict[str, Tensor]:
+            y = self.layers(x) * scale
+            return {"y": y * 2 if double else y}
+
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    named = {"scale": torch.full((24,), 0.5), "double": True}
+    sizes = {"x": {0: Dim("rows", min=2, max=64)}, "scale": None, "double": None}
+    traced = transform(Scaled().eval(), (x,), named, dynamic_shapes=sizes, backend="inductor")
+    graph = convert(quantize(traced.model, (x,), forward_loop=[{"x": x, **named}]))
+
+    engine = InductorEngine(IN_TIME).build(graph, None, [((x,), named)])
+    rows = torch.randn(32, 16, generator=torch.Generator().manual_seed(1))
+    found = engine.infer(rows, double=True, scale=named["scale"])
+
+    assert isinstance(found, dict)
+    assert error(cast("dict[str, Tensor]", found)["y"], graph(rows, **named)["y"]) < 1e-5
+    assert sum(count_int8_kernels(lambda: engine.infer(rows, **named)).values()) == 2
+
+
+def test_modes_that_record_cuda_graphs_are_known() -> None:
+    def records(mode: str | None, options: dict[str, object] | None = None) -> bool:
+        return JustInTime(
+            fullgraph=False, dynamic=None, mode=mode, options=options, autocast_dtype=None
+        ).records_cuda_graphs
+
+    assert records("reduce-overhead")
+    assert records("max-autotune")
+    assert records(None, {"triton.cudagraphs": True})
+    assert not records("max-autotune-no-cudagraphs")
+    assert not records(None)
+
+
+@pytest.mark.gpu
+def test_recorded_calls_keep_their_outputs_on_cuda() -> None:
+    module, x = feedforward().cuda(), torch.randn(4, 16, device="cuda")
+    with pytest.raises(BuildError, match="a package holds no CUDA graphs"):
+        InductorEngine(InductorEngineConfig(mode="reduce-overhead")).build(
+            module, None, [(x,)], "cuda"
+        )
+    config = InductorEngineConfig(mode="reduce-overhead", ahead_of_time=False)
+    engine = InductorEngine(config).build(module, None, [(x,)], "cuda")
+
+    kept = [engine.infer(factor * x) for factor in (1.0, 2.0, 3.0, 4.0)]
+
+    assert all(
+        error(found, module(factor * x)) < 1e-3
+        for found, factor in zip(kept, (1.0, 2.0, 3.0, 4.0), strict=True)
+    )
 
 
 def test_the_smallest_linear_layers_get_int8_kernels(quantized_graph: Quantized) -> None:
