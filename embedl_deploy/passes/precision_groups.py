@@ -1,7 +1,7 @@
 """The groups of a quantized graph that can be left in float one by one, each by one skip rule."""
 
 import glob
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -12,7 +12,7 @@ from embedl_deploy.graph.macs import macs_of
 from embedl_deploy.graph.nodes import module_of, module_path, shape_of
 from embedl_deploy.graph.text import label
 from embedl_deploy.modules.fused import WeightedFused
-from embedl_deploy.passes.quantization_quality import weight_bytes
+from embedl_deploy.passes.quantization_quality import read_in_float, weight_bytes, weight_sources
 from embedl_deploy.quantization.config import QuantConfig
 from embedl_deploy.quantization.skipping import ModulesToSkip
 from embedl_deploy.rewriting.records import SiteRecord, report_of
@@ -38,7 +38,7 @@ class PrecisionGroup:
     """Multiply-accumulates of all its nodes at the traced shapes."""
 
     saved_bytes: int
-    """Of parameters, scales counted."""
+    """Of parameters, scales counted; below zero where something else reads the weight in float."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,11 @@ def groups_of(quantized: GraphModule) -> Grouping:
             by_name.setdefault(_name(node, names), []).append(node)
     groups: list[PrecisionGroup] = []
     fixed: dict[str, str] = {}
+    kept = read_in_float(quantized)
     for name, members in by_name.items():
         reason = _objection(name, by_name)
         if reason is None:
-            groups.append(_group(name, members))
+            groups.append(_group(name, members, kept))
         else:
             fixed.update((node.name, reason) for node in members)
     return Grouping(tuple(groups), fixed)
@@ -113,7 +114,7 @@ def _objection(name: str, names: Iterable[str]) -> str | None:
     return None
 
 
-def _group(name: str, nodes: Sequence[Node]) -> PrecisionGroup:
+def _group(name: str, nodes: Sequence[Node], kept: Set[int]) -> PrecisionGroup:
     modules = dict.fromkeys(module_of(node) for node in nodes)
     return PrecisionGroup(
         name,
@@ -121,7 +122,7 @@ def _group(name: str, nodes: Sequence[Node]) -> PrecisionGroup:
         tuple(node.name for node in nodes),
         "; ".join(_signature(node) for node in nodes),
         sum(macs_of(node) for node in nodes),
-        sum(_saved_bytes(module) for module in modules),
+        sum(_saved_bytes(module, kept) for module in modules),
     )
 
 
@@ -139,8 +140,10 @@ def _signature(node: Node) -> str:
     return f"{_kind(node)}({settings}) {', '.join(map(str, shapes))}"
 
 
-def _saved_bytes(module: nn.Module | None) -> int:
+def _saved_bytes(module: nn.Module | None, kept: Set[int]) -> int:
     if not isinstance(module, WeightedFused) or module.weight_fake_quant is None:
         return 0
+    if not kept.isdisjoint(map(id, weight_sources(module))):
+        return -weight_bytes(module)
     weight = cast("Tensor", module.weighted.weight)
     return weight.numel() * weight.element_size() - weight_bytes(module)

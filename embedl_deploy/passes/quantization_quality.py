@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from embedl_deploy.errors import CalibrationError, PreconditionError
-from embedl_deploy.graph.computed_weight import COMPUTATIONS
+from embedl_deploy.graph.computed_weight import computation_of
+from embedl_deploy.graph.evaluate import attribute_of
 from embedl_deploy.graph.macs import macs_of
-from embedl_deploy.graph.nodes import dtype_of, module_of, module_path, source_line
+from embedl_deploy.graph.nodes import dtype_of, module_of, module_path, parts_of, source_line
 from embedl_deploy.graph.record import has_record
 from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.passes.calibration import ForwardLoop, run_forward_loop
@@ -23,6 +24,7 @@ from embedl_deploy.passes.rounding_errors import ErrorMeter, Errors, LayerError,
 from embedl_deploy.quantization.report import LayerQuality, QuantizationReport
 from embedl_deploy.quantization.stub import stubs_of
 from embedl_deploy.quantization.weights import WeightFakeQuantize
+from embedl_deploy.rewriting.application import graphs_of
 
 _NO_RULE = "no quantized pattern of the backend names it"
 
@@ -163,23 +165,60 @@ def weight_bytes(module: nn.Module | None) -> int:
 
 
 def stored_bytes(model: GraphModule) -> dict[str, int]:
-    """Returns the bytes of all parameters by precision, each tensor once."""
+    """Returns the bytes of all parameters by precision, each tensor once.
+
+    A weight that one layer reads in codes and something else in float is stored in both.
+    """
     found: Counter[str] = Counter()
     seen: set[int] = set()
-    sources: set[int] = set()
+    rounded: set[int] = set()
     for module in model.modules():
-        quantizer = module.weight_fake_quant if isinstance(module, WeightedFused) else None
-        if isinstance(module, WeightedFused) and isinstance(quantizer, WeightFakeQuantize):
-            children = dict(module.weighted.named_children())
-            computation = children.get(COMPUTATIONS["weight"])
-            if computation is not None:  # stored as what it gives, not as what it is made of
-                sources.update(id(parameter) for parameter in computation.parameters())
-            key = id(module.weighted if computation else getattr(module.weighted, "weight", None))
-            if key not in seen:
-                seen.add(key)
-                found[quantizer.config.precision.value] += weight_bytes(module)
+        if not isinstance(module, WeightedFused) or not _is_rounded(module):
+            continue
+        rounded.update(map(id, weight_sources(module)))
+        computation = computation_of(module.weighted, "weight")
+        key = id(module.weighted if computation else getattr(module.weighted, "weight", None))
+        if key not in seen:
+            seen.add(key)
+            quantizer = cast("WeightFakeQuantize", module.weight_fake_quant)
+            found[quantizer.config.precision.value] += weight_bytes(module)
+    kept = read_in_float(model)
     for parameter in model.parameters():
-        if id(parameter) not in seen | sources:
+        if id(parameter) in kept or id(parameter) not in rounded:
             name = str(parameter.dtype).removeprefix("torch.")
             found[name] += parameter.numel() * parameter.element_size()
     return dict(found.most_common())
+
+
+def weight_sources(module: WeightedFused) -> tuple[Tensor, ...]:
+    """Returns the parameters that a layer's weight is or is computed from."""
+    computation = computation_of(module.weighted, "weight")
+    if computation is not None:
+        return tuple(computation.parameters())
+    weight: object = getattr(module.weighted, "weight", None)
+    return (weight,) if isinstance(weight, Tensor) else ()
+
+
+def read_in_float(model: GraphModule) -> set[int]:
+    """Returns the ids of the parameters that stay when every rounded weight becomes codes."""
+    found: set[int] = set()
+    for _, graph_module in graphs_of(model):
+        for node in graph_module.graph.nodes:
+            if node.op == "get_attr" and node.users:
+                found.add(id(attribute_of(graph_module, str(node.target))))
+            module = module_of(node)
+            if module is not None:
+                found |= _read_in_float_by(module)
+    return found
+
+
+def _read_in_float_by(module: nn.Module) -> set[int]:
+    parts = (module, *parts_of(module))
+    found = {id(parameter) for part in parts for parameter in part.parameters()}
+    if isinstance(module, WeightedFused) and _is_rounded(module):
+        found.difference_update(map(id, weight_sources(module)))
+    return found
+
+
+def _is_rounded(module: WeightedFused) -> bool:
+    return isinstance(module.weight_fake_quant, WeightFakeQuantize)

@@ -247,24 +247,6 @@ def test_bytes_are_those_of_each_weight_as_it_is_stored() -> None:
     assert report.share_of_bytes("int8") == pytest.approx(1 - report.share_of_bytes("float32"))
 
 
-def test_a_weight_in_parts_is_stored_once() -> None:
-    class Looks(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attention = nn.MultiheadAttention(16, 2, bias=False, batch_first=True)
-
-        def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            return self.attention(x, y, y)[0]
-
-    rows = torch.randn(2, 2, 3, 16, generator=torch.Generator().manual_seed(0)).unbind()
-    config = QuantConfig(smooth=None)
-    model = quantize(Looks().eval(), rows, config, [rows], backend=INDUCTOR)
-
-    report = quantization_report(model, [rows])
-
-    assert report.bytes == {"int8": 4 * 16 * 16 + 4 * 4 * 16}
-
-
 def test_a_second_calibration_sees_the_float_model() -> None:
     """A bias correction belongs to the rounded weights, which calibration takes out."""
     torch.manual_seed(0)
