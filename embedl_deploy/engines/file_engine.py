@@ -49,6 +49,10 @@ class FileEngine(Engine):
     def _open(self, path: Path, device: torch.device) -> None:
         """Makes ``_run`` work; may raise ``BuildError``."""
 
+    def _open_counting(self, path: Path, device: torch.device) -> None:
+        """Does what ``_open`` does, and keeps what ``_count_kernels`` needs."""
+        self._open(path, device)
+
     @abstractmethod
     def _close(self) -> None:
         """Gives back what ``_open`` took."""
@@ -81,7 +85,8 @@ class FileEngine(Engine):
         written = write_onnx(module, data[0], path, shapes, splits_linears=self.splits_linears)
         self._form = written.form.on(device.type)
         self._is_quantized = written.quantized_products > 0
-        self._open(path, device)
+        start = self._open_counting if self._is_quantized else self._open
+        start(path, device)
         self.kernels = self._count_kernels()
         missing = written.quantized_products - sum(self.kernels.values())
         if missing > 0 and not self._may_simulate():

@@ -15,6 +15,12 @@ from embedl_deploy.engines.config import EngineConfig
 from embedl_deploy.engines.file_engine import FileEngine, exchanges_bfloat16
 from embedl_deploy.engines.inductor_build import first_line
 from embedl_deploy.engines.integer_graph import FLOAT_AT_RUN_TIME, is_scaled_at_run_time
+from embedl_deploy.engines.onnx_providers import (
+    chosen_providers,
+    compiling_providers,
+    provider_options,
+)
+from embedl_deploy.engines.placing import whole_device
 from embedl_deploy.engines.scratch import run_folder
 from embedl_deploy.errors import BuildError, LoweringError, MissingDependencyError
 from embedl_deploy.rewriting.refusal import Refusal
@@ -29,15 +35,13 @@ _AS_WRITTEN = {"session.qdq_matmulnbits_accuracy_level": "1"}
 _SPOIL_INTEGERS = ["MatMulAddFusion"]
 """It takes a product with its float bias before the integer kernels get it, which then cannot."""
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
 
 @dataclass(frozen=True)
 class OnnxRuntimeEngineConfig(EngineConfig):
     """How ONNX Runtime builds a session."""
 
     providers: list[str] | None = None
-    """Execution providers in order; None: the one of the device."""
+    """Execution providers in order, on the engine's device; None: the one of that device."""
 
     threads: int | None = None
     """Threads within an operation; None: as many as torch uses."""
@@ -73,6 +77,7 @@ class OnnxRuntimeEngine(FileEngine):
 
     _session: _Session | None = None
     _names: Sequence[str] = ()
+    _placed: torch.device = torch.device("cpu")
     _optimized: Mapping[str, int] | None = None
 
     def supports(self, node: Node) -> Refusal | None:
@@ -83,8 +88,25 @@ class OnnxRuntimeEngine(FileEngine):
         return None
 
     def _open(self, path: Path, device: torch.device) -> None:
+        self._start(path, device, None)
+
+    def _open_counting(self, path: Path, device: torch.device) -> None:
+        compiling = compiling_providers(chosen_providers(self.config.providers, device))
+        if not compiling:
+            with tempfile.TemporaryDirectory(dir=run_folder()) as folder:
+                self._start(path, device, Path(folder) / "optimized.onnx")
+        elif self.config.allow_simulated:
+            self._open(path, device)
+        else:
+            raise BuildError(
+                f"ONNX Runtime does not tell whether {' and '.join(compiling)} runs quantized "
+                "products on integers: leave it out, or set allow_simulated=True"
+            )
+
+    def _start(self, path: Path, device: torch.device, optimized: Path | None) -> None:
+        """Opens a session and notes the operations that it made, if told where to write them."""
         runtime = _import_runtime()
-        providers = self.config.providers or [_PROVIDERS[device.type]]
+        providers = chosen_providers(self.config.providers, device)
         missing = [name for name in providers if name not in runtime.get_available_providers()]
         if missing:
             raise BuildError(
@@ -92,26 +114,27 @@ class OnnxRuntimeEngine(FileEngine):
                 f"{', '.join(runtime.get_available_providers())}"
             )
         try:
-            with tempfile.TemporaryDirectory(dir=run_folder()) as folder:
-                optimized = Path(folder) / "optimized.onnx"
-                options = self._options(runtime, optimized)
-                session = runtime.InferenceSession(
-                    str(path),
-                    options,
-                    providers=providers,
-                    disabled_optimizers=_SPOIL_INTEGERS if self._is_quantized else [],
-                )
-                self._optimized = _operations_in(optimized)
+            session = runtime.InferenceSession(
+                str(path),
+                self._options(runtime, optimized),
+                providers=providers,
+                provider_options=provider_options(providers, device),
+                disabled_optimizers=_SPOIL_INTEGERS if self._is_quantized else [],
+                enable_fallback=0,  # a provider that fails is an error, not another provider
+            )
+            self._optimized = {} if optimized is None else _operations_in(optimized)
         except Exception as error:
             raise BuildError(f"ONNX Runtime cannot load the file: {first_line(error)}") from error
         self._session = cast("_Session", session)
         self._names = [given.name for given in self._session.get_inputs()]
+        self._placed = whole_device(device)
 
-    def _options(self, runtime: "_Runtime", optimized: Path) -> object:
+    def _options(self, runtime: "_Runtime", optimized: Path | None) -> object:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = self.config.threads or torch.get_num_threads()
         options.log_severity_level = 3
-        options.optimized_model_filepath = str(optimized)
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
         entries = {**_AS_WRITTEN, **(self.config.session_options or {})}
         for name, value in entries.items():
             options.add_session_config_entry(name, value)
@@ -131,8 +154,7 @@ class OnnxRuntimeEngine(FileEngine):
                 f"ONNX Runtime cannot run the file on this input: {first_line(error)}"
             ) from error
         outputs = [torch.from_numpy(array) for array in found]
-        device = inputs[0].device if inputs else torch.device("cpu")
-        return outputs if device.type == "cpu" else [output.to(device) for output in outputs]
+        return [output.to(self._placed) for output in outputs]
 
     def _count_kernels(self) -> dict[str, int]:
         found = self._optimized or {}
@@ -158,8 +180,10 @@ class _Runtime(Protocol):
         path: str,
         options: object,
         *,
-        providers: list[str],
+        providers: Sequence[str],
+        provider_options: Sequence[Mapping[str, str]],
         disabled_optimizers: Sequence[str],
+        enable_fallback: int,
     ) -> object: ...
 
 
