@@ -76,8 +76,8 @@ def search_precision(
         measure: Times graphs; ``LoweredLatency`` on the example inputs if None.
         sensitivity: ``"output"`` runs the model once per group and batch; ``"gradient"``
             estimates the same in ten passes per batch, to first order.
-        state: A file that keeps what was found; a search that was interrupted goes on from it, given
-            the same data in the same order.
+        state: A file that keeps what was found; a search that was interrupted goes on from it,
+            given the same data in the same order.
         backend: As for ``quantize``.
         progress: Told what is being done.
 
