@@ -1,7 +1,7 @@
 """Measures every engine of this machine on the same graphs, and the choice between them.
 
-    python -m benchmarks.engines [--only "resnet batch 1, int8"] [--again] [--minutes 30]
-                                 [--seconds 10] [--output FILE]
+    python -m benchmarks.engines [--only "resnet batch 1, int8"] [--device cuda] [--again]
+                                 [--minutes 30] [--seconds 10] [--output FILE]
 
 All candidates of a case run in one process, in rotating blocks of up to 20 calls. Each case is
 merged into the JSON file when it is done, with the machine it was measured on: a run that was
@@ -12,23 +12,21 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
 from rich.console import Console
-from torch import Tensor
 from torch.fx import GraphModule
 
-from benchmarks.engine_cases import ENGINES, TORCHAO, EngineCase, cases
+from benchmarks.engine_cases import Candidate, EngineCase, cases
+from benchmarks.engine_inputs import batched, finished, placed
 from benchmarks.engine_reference import Reference
-from embedl_deploy.cli.baselines import eager, on_inputs
+from embedl_deploy.cli.baselines import eager
 from embedl_deploy.cli.console import Screen, quiet_libraries
 from embedl_deploy.cli.model_sources import LoadedModel, load_model
 from embedl_deploy.cli.options import DEFAULT_BACKEND, quant_config
 from embedl_deploy.deployment import lower
-from embedl_deploy.engines import EngineConfig, InductorEngineConfig
 from embedl_deploy.errors import EmbedlDeployError
 from embedl_deploy.files import write_aside
 from embedl_deploy.lowering import EngineChoice, LoweredModule
@@ -65,7 +63,7 @@ def main() -> None:
     quiet_libraries()
     screen, console = Screen(as_json=False), Console()
     output: Path = arguments.output
-    wanted = list(cases(arguments.only))
+    wanted = list(cases(arguments.only, arguments.device))
     known = {} if arguments.again else read(output)
     todo = [case for case in wanted if "failed" in known.get(case.name, {"failed": ""})]
     end = time.monotonic() + 60 * arguments.minutes
@@ -100,31 +98,32 @@ def _ran(case: EngineCase, seconds: float, screen: Screen) -> dict[str, JsonValu
 
 def run_case(case: EngineCase, seconds: float, screen: Screen) -> dict[str, JsonValue]:
     """Builds and measures all candidates of one case, prints its table, returns its JSON."""
-    loaded = batched(load_model(case.model.source), case.batch)
+    loaded = placed(batched(load_model(case.model.source), case.batch), case.device)
     with screen.step(f"{case.name}: rewriting"):
         plain, graph = graphs(loaded, case)
     built: dict[str, LoweredModule] = {}
     failures: dict[str, JsonValue] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, (source, engines) in candidates(case, plain, graph).items():
-            with screen.step(f"{case.name}: {name}"):
-                found = built_by(source, loaded, engines, Path(folder))
+        for candidate in case.candidates:
+            with screen.step(f"{case.name}: {candidate.name}"):
+                source = plain if candidate.quantizes else graph
+                found = built_by(source, loaded, candidate, Path(folder))
             if isinstance(found, LoweredModule):
-                built[name] = found
+                built[candidate.name] = found
             else:
-                failures[name] = found
+                failures[candidate.name] = found
         with screen.step(f"{case.name}: {CHOSEN}"):
             chosen = lower(
                 graph,
                 loaded.args,
                 loaded.kwargs,
-                list(ENGINES[case.precision].values()),
+                contestants(case),
                 "measure",
                 tolerance=TOLERANCE,
                 cache_dir=folder,
             )
     calls = {EAGER: eager(loaded.model), **built, CHOSEN: chosen}
-    runners = {n: timed(on_inputs(c, loaded.args, loaded.kwargs)) for n, c in calls.items()}
+    runners = {n: timed(finished(c, loaded)) for n, c in calls.items()}
     block = block_for(runners, seconds)
     with screen.step(f"{case.name}: measuring in rotating blocks of {block}"):
         timings = measure_in_rotation(
@@ -151,24 +150,11 @@ def block_for(runners: Mapping[str, BlockRunner], seconds: float) -> int:
     return max(3, min(BLOCK, int(seconds / (ROUNDS * once))))
 
 
-def batched(loaded: LoadedModel, batch: int) -> LoadedModel:
-    """Returns the model with its example inputs repeated along the first dimension."""
-    args = tuple(_repeated(value, batch) for value in loaded.args)
-    kwargs = {name: _repeated(value, batch) for name, value in loaded.kwargs.items()}
-    return replace(loaded, args=args, kwargs=kwargs)
-
-
-def _repeated(value: object, batch: int) -> object:
-    if not isinstance(value, Tensor) or not value.dim():
-        return value
-    return value[:1].repeat(batch, *[1] * (value.dim() - 1))
-
-
 def graphs(loaded: LoadedModel, case: EngineCase) -> tuple[GraphModule, GraphModule]:
     """Returns the transformed graph, and the one of the case's precision."""
     model, args, kwargs = loaded.model, loaded.args, loaded.kwargs
     plain = transform(model, args, kwargs, backend=DEFAULT_BACKEND).model
-    if case.precision != "int8":
+    if not case.is_quantized:
         return plain, plain
     inputs = list(loaded.random_inputs(max(2, CALIBRATION_ROWS // case.batch)))
 
@@ -183,22 +169,17 @@ def graphs(loaded: LoadedModel, case: EngineCase) -> tuple[GraphModule, GraphMod
     return plain, quantized
 
 
-def candidates(
-    case: EngineCase, plain: GraphModule, graph: GraphModule
-) -> dict[str, tuple[GraphModule, list[EngineConfig]]]:
-    """Returns for each candidate the graph it is given and its engines."""
-    found = {name: (graph, [config]) for name, config in ENGINES[case.precision].items()}
-    if case.precision == "int8":
-        name, config = TORCHAO
-        found[name] = (plain, [config, InductorEngineConfig()])
-    return found
+def contestants(case: EngineCase) -> list[EngineChoice]:
+    """Returns the engines that the choice is made from: those given the same graph."""
+    same = [one for one in case.candidates if not one.quantizes]
+    return [config for one in same or case.candidates[:1] for config in one.engines]
 
 
 def built_by(
-    graph: GraphModule, loaded: LoadedModel, engines: Sequence[EngineConfig], folder: Path
+    graph: GraphModule, loaded: LoadedModel, candidate: Candidate, folder: Path
 ) -> LoweredModule | str:
-    """Returns the graph run by the engines, or why the first of them does not run it."""
-    choices = cast("list[EngineChoice]", list(engines))
+    """Returns the graph run by a candidate, or why its first engine does not run it."""
+    choices = cast("list[EngineChoice]", list(candidate.engines))
     try:
         found = lower(
             graph, loaded.args, loaded.kwargs, choices, tolerance=TOLERANCE, cache_dir=folder
@@ -208,7 +189,7 @@ def built_by(
     failures = [failure for part in found.report.subgraphs for failure in part.failures]
     if failures:
         return f"{failures[0].engine}: {failures[0].reason}"
-    wanted = type(engines[0]).__name__.removesuffix("EngineConfig").lower()
+    wanted = type(candidate.engines[0]).__name__.removesuffix("EngineConfig").lower()
     if wanted not in found.report.engines.values():
         return "; ".join(
             dict.fromkeys(r.reason for r in found.report.refusals if r.engine == wanted)
@@ -242,8 +223,8 @@ def verdict(
     case: EngineCase, timings: Mapping[str, Timing], chosen: LoweredModule
 ) -> dict[str, JsonValue]:
     """Returns the choice beside the best of the engines it was made from."""
-    of_these = ENGINES[case.precision]
-    singles = {name: t.median_ms for name, t in timings.items() if name in of_these}
+    of_these = [one.name for one in case.candidates if not one.quantizes]
+    singles = {name: timings[name].median_ms for name in of_these if name in timings}
     if not singles:
         return {"best_single_engine": None}
     best = min(singles, key=lambda name: singles[name])
@@ -276,6 +257,7 @@ def verdict(
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="words of a case's name")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--again", action="store_true", help="also cases that the file holds")
     parser.add_argument("--minutes", type=float, default=30.0, help="after which no case starts")
     parser.add_argument("--seconds", type=float, default=10.0, help="of measuring per case")

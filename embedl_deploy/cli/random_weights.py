@@ -57,18 +57,20 @@ def warm_up_norms(model: nn.Module, run: Callable[[nn.Module], object], rounds: 
 
 
 def random_like(example: Tensor, generator: torch.Generator, highest: int = 2) -> Tensor:
-    """Returns a random tensor of the shape and dtype of ``example``.
+    """Returns a random tensor of the shape, dtype and device of ``example``.
 
     Floating-point values are standard normal. Integers that are all equal (a mask of ones) are
     kept; others are drawn from 0 up to the example's largest value, or ``highest`` if larger.
     """
     if example.is_floating_point():
-        return torch.randn(example.shape, generator=generator, dtype=example.dtype)
+        drawn = torch.randn(example.shape, generator=generator, dtype=example.dtype)
+        return drawn.to(example.device)
     values = example.flatten()
     if example.dtype == torch.bool or bool((values == values[:1]).all()):
         return example.clone()
     bound = max(highest, int(example.max()) + 1)
-    return torch.randint(0, bound, example.shape, generator=generator, dtype=example.dtype)
+    drawn = torch.randint(0, bound, example.shape, generator=generator, dtype=example.dtype)
+    return drawn.to(example.device)
 
 
 def random_inputs(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import engines
-from benchmarks.engine_cases import ENGINES, EngineCase, cases
+from benchmarks.engine_cases import CANDIDATES, EngineCase, cases
 from benchmarks.engine_reference import Reference
 from benchmarks.engines import CHOSEN, block_for, verdict
 from embedl_deploy.cli.model_sources import LoadedModel
@@ -28,6 +28,7 @@ def test_every_model_meets_every_precision_and_batch() -> None:
     for model in ("ResNet-50", "MobileNetV3-L", "ViT-B/16", "BERT-base, 128 tokens", "MiniLM"):
         for batch in (1, 8):
             assert {f"{model}, batch {batch}, {p}" for p in ("fp32", "bf16", "int8")} <= found
+    assert {case.precision for case in cases("", "cuda")} == set(CANDIDATES["cuda"])
     assert [case.name for case in cases("resnet 1, int8")] == ["ResNet-50, batch 1, int8"]
 
 
@@ -57,7 +58,7 @@ def test_a_run_goes_on_where_it_was_stopped(
 def test_the_choice_is_held_against_the_best_it_was_made_from() -> None:
     case = next(cases("minilm 1, fp32"))
     chosen = lower(nn.Linear(4, 4).eval(), (X,), engines="eager", choose="measure")
-    first, second, *_ = ENGINES["fp32"]
+    first, second, *_ = (candidate.name for candidate in case.candidates)
     timings = {first: timing(2.0), second: timing(1.0), "another": timing(0.1)}
 
     fast = verdict(case, {**timings, CHOSEN: timing(1.02)}, chosen)
