@@ -125,9 +125,12 @@ class TorchAOEngine(Engine):
     STATE_WEIGHTS: ClassVar[str] = "weights"
     """Key of a saved state: the quantized weights, as plain tensors and texts that name them."""
 
+    STATE_DYNAMIC: ClassVar[str] = "dynamic"
+    """Key of a saved state: whether sizes were declared that may change; False if it is missing."""
+
     _quantized: nn.Module | None = None
     _program: CompiledProgram | None = None
-    _is_declared_dynamic = False
+    _is_dynamic = False
 
     @property
     def is_jit(self) -> bool:
@@ -168,7 +171,8 @@ class TorchAOEngine(Engine):
                 raise BuildError(f"{reason}; the first weight is {first_weight(layers)}")
             quantize_layers(layers, self.config.quantization_config, self.config.filter_fn)
         self._quantized = layers.module
-        self._is_declared_dynamic = getattr(graph_spec, "dynamic_shapes", None) is not None
+        declared = getattr(graph_spec, "dynamic_shapes", None) is not None
+        self._is_dynamic = declared or _has_dynamic_sizes(layers.module)
         started = self._start(device)
         if data:
             started.compile_for(data[0])
@@ -187,13 +191,10 @@ class TorchAOEngine(Engine):
 
     def _start(self, device: torch.device) -> CompiledProgram:
         assert self._quantized is not None, "a built or loaded engine has a quantized module"
-        declared = self._is_declared_dynamic or (
-            isinstance(self._quantized, GraphModule) and has_dynamic_sizes(self._quantized)
-        )
         dynamic = self.config.dynamic
         settings = JustInTime(
             fullgraph=self.config.fullgraph,
-            dynamic=True if dynamic is None and declared else dynamic,
+            dynamic=True if dynamic is None and self._is_dynamic else dynamic,
             mode=self.config.mode,
             options=self.config.options,
             autocast_dtype=None,
@@ -221,7 +222,7 @@ class TorchAOEngine(Engine):
     def _saved(self) -> dict[str, object]:
         assert self._quantized is not None, "a built engine has a quantized module"
         weights = {} if self.kernels else saved_weights(self._quantized)
-        return {self.STATE_WEIGHTS: weights}
+        return {self.STATE_WEIGHTS: weights, self.STATE_DYNAMIC: self._is_dynamic}
 
     def _load(self, module: nn.Module | None, state: Mapping[str, object]) -> None:
         if module is None:
@@ -233,10 +234,15 @@ class TorchAOEngine(Engine):
         if not self._keeps_scales(layers.module, self._device or torch.device("cpu")):
             put_saved_weights(layers.module, cast("Mapping[str, object]", saved))
         self._quantized = layers.module
+        self._is_dynamic = state.get(self.STATE_DYNAMIC) is True or _has_dynamic_sizes(module)
 
     def _discard(self) -> None:
         self._quantized = self._program = None
         self.kernels = {}
+
+
+def _has_dynamic_sizes(module: nn.Module) -> bool:
+    return isinstance(module, GraphModule) and has_dynamic_sizes(module)
 
 
 def _name_of(function: Filter) -> str:

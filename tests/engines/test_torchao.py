@@ -115,10 +115,15 @@ def test_declared_sizes_are_compiled_once(flat: bool) -> None:
     given = program.module(check_guards=False) if flat else module
     engine = TorchAOEngine().build(given, spec, [(X,)])
 
+    saved = cast("dict[str, object]", as_saved(engine.to_dict()))
+    loaded = TorchAOEngine.from_dict(given, saved)
+    loaded.deploy()
+    outcome(loaded)
     with torch.compiler.set_stance("fail_on_recompile"):
-        output = outcome(engine, X.repeat(7, 1))
+        outputs = [outcome(one, X.repeat(7, 1)) for one in (engine, loaded)]
 
-    torch.testing.assert_close(output, outcome(engine).repeat(7, 1), rtol=1e-3, atol=1e-3)
+    expected = outcome(engine).repeat(7, 1)
+    torch.testing.assert_close(outputs, [expected] * 2, rtol=1e-3, atol=1e-3)
 
 
 def test_preset_and_config_exclude_each_other() -> None:
