@@ -1,13 +1,10 @@
 """A module as an ONNX file, quantization spelled as QuantizeLinear and DequantizeLinear."""
 
-import logging
 import tempfile
-import warnings
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -22,6 +19,17 @@ from embedl_deploy.engines.onnx_quantization import OPSET, quantization_table, s
 from embedl_deploy.engines.onnx_spelling import spell_for_onnx, split_quantized_linears
 from embedl_deploy.engines.program import exported_program, flat_graph, form_of
 from embedl_deploy.errors import BuildError, MissingDependencyError
+from embedl_deploy.tracing.export import EXPORT_LOCK
+from embedl_deploy.tracing.quiet_thread import loggers_below, without_records, without_warnings
+
+_EXPORTER = "torch.onnx._internal.exporter"
+_LOGGERS = (
+    "torch.onnx", f"{_EXPORTER}._compat", f"{_EXPORTER}._core", f"{_EXPORTER}._registration",
+    f"{_EXPORTER}._schemas", "onnxscript", "onnxscript.optimizer._constant_folding", "onnx_ir",
+    "onnx_ir._convenience", "onnx_ir.external_data", "onnx_ir.passes.common.shape_inference",
+    "onnx_ir.passes.common.initializer_deduplication", "onnx_ir.serde",
+)  # fmt: skip
+"""Those below the first of each kind, and those that come only with the first export."""
 
 LARGEST_IN_ONE_FILE = 2**31 - 2**20
 """Bytes of weights; protobuf admits 2 GiB in one file."""
@@ -118,7 +126,7 @@ class _Model(Protocol):
 
 def _translated(program: ExportedProgram, short_codes: bool) -> _Model:
     try:
-        with _quiet():
+        with EXPORT_LOCK, _quiet():
             exported: object = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -176,18 +184,6 @@ def require_onnx() -> None:
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Drops the exporter's progress lines and its warnings about its own code."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    with (
-        warnings.catch_warnings(),
-        redirect_stdout(StringIO()),
-        redirect_stderr(StringIO()),
-        torch.no_grad(),
-    ):
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
+    """Drops the exporter's warnings about its own code, in this thread."""
+    with without_records(loggers_below(*_LOGGERS)), without_warnings(), torch.no_grad():
+        yield

@@ -25,8 +25,9 @@ _OWN_ROOT = f"{Path(__file__).parent.parent}{os.sep}"
 _LONGEST = 240
 """Characters of torch's own message that are quoted; sums over many sizes fill pages."""
 _STANDARD_ROOT = sysconfig.get_path("stdlib")
-# torch.export keeps process-wide state while it runs: two at once disturb each other.
-_LOCK = threading.RLock()
+EXPORT_LOCK = threading.RLock()
+"""Held while torch exports a model or decomposes an exported one: it switches oneDNN and cuDNN off
+for the process meanwhile, and of two at once one would put back the other's off."""
 
 
 def export_model(
@@ -52,7 +53,7 @@ def export_model(
     packed_args, packed_kwargs = cast("tuple[tuple[object, ...], dict[str, object]]", packed)
     copied = light_copy(traced)
     outputs = _take_apart(copied, inputs)
-    with _LOCK, torch.enable_grad(), quiet_torch():
+    with EXPORT_LOCK, torch.enable_grad(), quiet_torch():
         try:
             program = torch.export.export(
                 copied,

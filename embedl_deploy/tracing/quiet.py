@@ -1,9 +1,10 @@
 """Keeps torch from logging what the tracer turns into an error of its own."""
 
 import logging
-import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+
+from embedl_deploy.tracing.quiet_thread import without_records
 
 _LOGGERS = (
     "torch._subclasses.fake_tensor",
@@ -15,19 +16,8 @@ _LOGGERS = (
 @contextmanager
 def quiet_torch() -> Generator[None]:
     """Drops what this thread makes torch's tracing loggers say; other threads' records pass."""
-    thread = threading.get_ident()
-
-    def passes(record: logging.LogRecord) -> bool:
-        return record.thread != thread
-
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    for logger in loggers:
-        logger.addFilter(passes)
-    try:
+    with without_records([logging.getLogger(name) for name in _LOGGERS]):
         yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(passes)
 
 
 class ModelError(Exception):
