@@ -23,19 +23,17 @@ from embedl_deploy.engines.placing import put_on, require_on
 from embedl_deploy.engines.program import has_dynamic_sizes
 from embedl_deploy.engines.torchao_presets import (
     Preset,
+    layer_config,
     preset_config,
-    unfit_device,
     without_side_effects,
 )
 from embedl_deploy.engines.torchao_weights import (
     Filter,
-    first_weight,
     put_saved_weights,
     quantize_layers,
     saved_weights,
     unfit_weight,
 )
-from embedl_deploy.errors import BuildError
 from embedl_deploy.graph.nodes import value_of
 from embedl_deploy.rewriting.refusal import Refusal
 
@@ -138,20 +136,20 @@ class TorchAOEngine(Engine):
 
     def supports(self, node: Node) -> Refusal | None:
         reason = unfit_quantization(node)
-        value = value_of(node)
-        if reason is None and operation(node) == "linear" and isinstance(value, torch.Tensor):
-            reason = self._unfit_layer(node, value.device)
+        if reason is None and operation(node) == "linear":
+            reason = self._unfit_layer(node)
         return None if reason is None else Refusal(reason, node)
 
-    def _unfit_layer(self, node: Node, device: torch.device) -> str | None:
+    def _unfit_layer(self, node: Node) -> str | None:
         read = node.args[1]
         if not isinstance(read, Node) or read.op == "call_function":
             return None
-        reason, weight = self._unfit(device), value_of(read)
-        if reason is not None or not isinstance(weight, torch.Tensor):
-            return reason
+        weight = value_of(read)
+        if not isinstance(weight, torch.Tensor):
+            return None
         path = str(read.target).removesuffix(".weight")
-        return unfit_weight(path, weight, self.config.quantization_config)
+        config = layer_config(self.config.quantization_config, path)
+        return None if config is None else unfit_weight(path, weight, config)
 
     def _build(
         self,
@@ -166,9 +164,6 @@ class TorchAOEngine(Engine):
         require_on(module, device)
         layers = with_linear_layers(module)
         if not self._keeps_scales(layers.module, device):
-            reason = self._unfit(device)
-            if reason is not None:
-                raise BuildError(f"{reason}; the first weight is {first_weight(layers)}")
             quantize_layers(layers, self.config.quantization_config, self.config.filter_fn)
         self._quantized = layers.module
         declared = getattr(graph_spec, "dynamic_shapes", None) is not None
@@ -202,9 +197,6 @@ class TorchAOEngine(Engine):
         started = CompiledProgram(self._quantized, device, settings)
         self._program = started
         return started
-
-    def _unfit(self, device: torch.device) -> str | None:
-        return unfit_device(self.config.quantization_config, device)
 
     def _infer(self, *args: object, **kwargs: object) -> object:
         assert self._program is not None, "an active engine has a program"

@@ -2,7 +2,10 @@
 
 import copy
 import importlib
-from typing import Literal, get_args
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Literal, cast, get_args
 
 import torch
 
@@ -44,11 +47,40 @@ def without_side_effects(config: object) -> object:
 
     ``set_inductor_config`` would change Inductor's settings for every other model too.
     """
-    if not hasattr(config, "set_inductor_config"):
-        return config
     copied = copy.copy(config)
-    vars(copied)["set_inductor_config"] = False
+    if hasattr(config, "set_inductor_config"):
+        vars(copied)["set_inductor_config"] = False
+    table = _by_name(config)
+    if table is not None:
+        own = OrderedDict((name, without_side_effects(one)) for name, one in table.items())
+        vars(copied).update(fqn_to_config=own, module_fqn_to_config=own)
     return copied
+
+
+def layer_config(config: object, path: str) -> object | None:
+    """Returns what a configuration says of the linear layer at ``path``, None to leave it alone.
+
+    ``FqnToConfig`` names the weight, the layer, an expression (``re:``) that either matches, or
+    ``_default``; the first of these that it has counts.
+    """
+    table = _by_name(config)
+    if table is None:
+        return config
+    names = (f"{path}.weight", path)
+    for name in names:
+        if name in table:
+            return table[name]
+    for name in names:
+        for pattern, found in table.items():
+            if pattern.startswith("re:") and re.fullmatch(pattern.removeprefix("re:"), name):
+                return found
+    return table.get("_default")
+
+
+def _by_name(config: object) -> Mapping[str, object] | None:
+    """Returns the table of a configuration that differs from layer to layer."""
+    table: object = getattr(config, "fqn_to_config", None)
+    return cast("Mapping[str, object]", table) if isinstance(table, Mapping) else None
 
 
 def unfit_device(config: object, device: torch.device) -> str | None:

@@ -1,6 +1,7 @@
 """What torchao makes of the weights of linear layers, and how these weights are saved and read."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import cast
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from embedl_deploy.engines.inductor_build import first_line
 from embedl_deploy.engines.linear_layers import LinearLayers, linear_layers_of
+from embedl_deploy.engines.torchao_presets import layer_config, unfit_device
 from embedl_deploy.errors import BuildError
 
 Filter = Callable[[nn.Module, str], bool]
@@ -27,39 +29,32 @@ def quantize_layers(layers: LinearLayers, config: object, choose: Filter | None)
     """
     from torchao.quantization import quantize_
 
-    chosen = {
-        name: layer
+    configs = {
+        name: layer_config(config, layers.paths[name])
         for name, layer in layers.by_name.items()
         if choose is None or choose(layer, layers.paths[name])
     }
-    if not chosen:
+    configs = {name: own for name, own in configs.items() if own is not None}
+    if not configs:
         raise BuildError(_nothing_chosen(layers))
-    reasons = (unfit_weight(layers.paths[n], x.weight, config) for n, x in chosen.items())
-    reason = next((reason for reason in reasons if reason is not None), None)
-    if reason is not None:
-        raise BuildError(reason)
-
-    def is_chosen(_: nn.Module, name: str) -> bool:
-        return name in chosen
-
+    for name, own in configs.items():
+        reason = unfit_weight(layers.paths[name], layers.by_name[name].weight, own)
+        if reason is not None:
+            raise BuildError(reason)
     apply = cast("Callable[..., None]", quantize_)
-    try:
-        apply(layers.module, config, filter_fn=is_chosen)
-    except Exception as error:
-        # torchao goes through the layers in order: the first that is as it was is the one.
-        found = (name for name, layer in chosen.items() if _is_plain(layer.weight))
-        name = next(found, next(iter(chosen)))
-        raise BuildError(
-            f"torchao cannot quantize {_weight_text(layers.paths[name], chosen[name].weight)} with "
-            f"{type(config).__name__}: {first_line(error)}"
-        ) from error
+    for name, own in configs.items():
+        try:
+            apply(layers.module, own, filter_fn=partial(_is_named, name))
+        except Exception as error:
+            weight = layers.by_name[name].weight
+            raise BuildError(
+                f"torchao cannot quantize {_weight_text(layers.paths[name], weight)} with "
+                f"{type(own).__name__}: {first_line(error)}"
+            ) from error
 
 
-def first_weight(layers: LinearLayers) -> str:
-    """Returns the first weight that would be quantized, and its shape, for a message."""
-    return next(
-        (_weight_text(layers.paths[n], x.weight) for n, x in layers.by_name.items()), "none"
-    )
+def _is_named(wanted: str, _: nn.Module, name: str) -> bool:
+    return name == wanted
 
 
 def saved_weights(module: nn.Module) -> dict[str, object]:
@@ -122,7 +117,10 @@ def _nothing_chosen(layers: LinearLayers) -> str:
     if not layers.by_name:
         return "torchao quantizes linear layers, and the module has none"
     names = ", ".join(list(layers.paths.values())[:5])
-    return f"filter_fn chooses none of the {len(layers.by_name)} linear layers ({names}, ...)"
+    count = len(layers.by_name)
+    return (
+        f"filter_fn, or the configuration, chooses none of the {count} linear layers ({names}, ...)"
+    )
 
 
 def unfit_weight(path: str, weight: Tensor, config: object) -> str | None:
@@ -136,7 +134,8 @@ def unfit_weight(path: str, weight: Tensor, config: object) -> str | None:
     group = getattr(config, _GROUP_FIELD.get(kind, ""), _GROUP_SIZE.get(kind))
     if isinstance(group, int) and weight.shape[-1] % group:
         return f"{kind} takes inputs in groups of {group}, which do not divide {text}"
-    return None
+    unfit = unfit_device(config, weight.device)
+    return None if unfit is None else f"{unfit}, for {text}"
 
 
 _ONLY_BFLOAT16 = frozenset({"MXDynamicActivationMXWeightConfig"})

@@ -1,4 +1,5 @@
 import json
+from collections import OrderedDict
 from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 from torch.export import Dim
 from torch.fx import GraphModule
+from torchao.core.config import AOBaseConfig
 from torchao.quantization import (
+    FqnToConfig,
     Int4WeightOnlyConfig,
     Int8DynamicActivationInt8WeightConfig,
+    Int8WeightOnlyConfig,
 )
 
 from embedl_deploy import load_lowered, lower
@@ -177,7 +181,7 @@ def test_a_filter_may_be_a_static_method() -> None:
 def test_says_what_hardware_it_lacks() -> None:
     engine = TorchAOEngine(TorchAOEngineConfig(quantization="fp8dq"))
 
-    with pytest.raises(BuildError, match=r"8\.9, got cpu; the first weight is 0.weight \[64, 64\]"):
+    with pytest.raises(BuildError, match=r"8\.9, got cpu, for 0.weight \[64, 64\]"):
         engine.build(two_layers(), None, [(X,)])
 
 
@@ -250,6 +254,35 @@ def test_a_filter_that_chooses_nothing_is_named() -> None:
 
     with pytest.raises(BuildError, match=r"chooses none of the 2 linear layers \(0, 2"):
         TorchAOEngine(config).build(two_layers(), None, [(X,)])
+
+
+def test_layers_are_quantized_each_as_its_name_says() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(*[nn.Linear(64, 64) for _ in range(4)]).eval()
+    by_name: OrderedDict[str, AOBaseConfig | None] = OrderedDict(
+        {
+            "0": Int8WeightOnlyConfig(),
+            "1": None,
+            "2.weight": None,
+            "re:[2-3]": Int8WeightOnlyConfig(),
+        }
+    )
+    config = TorchAOEngineConfig(quantization_config=FqnToConfig(by_name))
+
+    engine = TorchAOEngine(config).build(module, None, [(X,)])
+    state = engine.to_dict()
+    read = TorchAOEngineConfig.from_dict(cast("dict[str, object]", state["config"]))
+    loaded = TorchAOEngine.from_dict(module, state)
+    loaded.deploy("cpu")
+
+    tensors = cast("dict[str, dict[str, Tensor]]", state[TorchAOEngine.STATE_WEIGHTS])["tensors"]
+    assert {name.split(".")[0] for name in tensors} == {"0", "3"}
+    assert TorchAOEngine(read).key() == engine.key()
+    assert torch.equal(cast("Tensor", loaded.infer(X)), cast("Tensor", engine.infer(X)))
+    by_name["1"] = Int4WeightOnlyConfig(group_size=64)
+    refused = TorchAOEngine(TorchAOEngineConfig(quantization_config=FqnToConfig(by_name)))
+    with pytest.raises(BuildError, match=r"needs a CUDA device .*, got cpu, for 1.weight"):
+        refused.build(module, None, [(X,)])
 
 
 def test_a_layer_that_torchao_would_skip_or_refuse_is_named_with_its_shape() -> None:
