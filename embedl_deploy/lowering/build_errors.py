@@ -6,7 +6,8 @@ from embedl_deploy.errors import EmbedlDeployError
 
 BUILD_ERRORS = (
     EmbedlDeployError, RuntimeError, ValueError, TypeError, LookupError, AttributeError,
-    AssertionError, ArithmeticError, ImportError, OSError, subprocess.SubprocessError,
+    AssertionError, ArithmeticError, ImportError, OSError, MemoryError,
+    subprocess.SubprocessError,
 )  # fmt: skip
 """What a build may raise: a compiler fails in many ways, and the next engine gets its turn."""
 

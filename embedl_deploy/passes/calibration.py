@@ -183,14 +183,14 @@ def _observing(stubs: list[QuantStub]) -> Generator[None]:
 
 @contextmanager
 def _in_eval_mode(model: nn.Module) -> Generator[None]:
-    was_training = model.training
-    if was_training:
-        model.eval()
+    was_training = [module for module in model.modules() if module.training]
+    for module in was_training:
+        module.training = False
     try:
         yield
     finally:
-        if was_training:
-            model.train()
+        for module in was_training:
+            module.training = True
 
 
 def run_forward_loop(model: nn.Module, forward_loop: ForwardLoop) -> None:

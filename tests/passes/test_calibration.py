@@ -137,12 +137,18 @@ def test_a_second_calibration_starts_anew() -> None:
 
 def test_observes_in_eval_mode_and_gives_back_the_mode() -> None:
     model = net().train()
-    was_training: list[bool] = []
+    model.linear.eval()
+    modes = [module.training for module in model.modules()]
+    seen: list[bool] = []
 
-    calibrate_model(model, lambda given: was_training.append(given.training) or given(BATCHES[0]))
+    def run(given: nn.Module) -> None:
+        seen.extend(module.training for module in given.modules())
+        given(BATCHES[0])
 
-    assert was_training == [False]
-    assert model.training
+    calibrate_model(model, run)
+
+    assert not any(seen)
+    assert [module.training for module in model.modules()] == modes
 
 
 def test_reports_progress_after_each_pass() -> None:
