@@ -84,7 +84,7 @@ def _made_and_run(
     define_torchvision_schemas()  # a model of torchvision or transformers cannot be read without
     subject: Subject = pickle.loads(sent)
     quantized = make(subject)
-    share = torch_share(quantized, subject.calibration[0])
+    share = torch_share(quantized, subject.model, subject.calibration[0])
     with torch.no_grad(), config.patch(freezing=True):
         outputs = outputs_of(torch.compile(quantized), subject.test)
     return outputs.numpy(), share

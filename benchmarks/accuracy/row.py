@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.accuracy.judge import Score, score
 from benchmarks.accuracy.outcome import Outcome, outputs_of
 from benchmarks.accuracy.subjects import Subject, subjects_of
-from benchmarks.accuracy.tools import OURS, TOOLS, tools_for
+from benchmarks.accuracy.tools import OURS, OWN, TOOLS, tools_for
 from benchmarks.accuracy.verdict import verdict
 from embedl_deploy.cli.console import Screen
 from embedl_deploy.cli.demo.sentences import mean_cosine, retrieval_agreement
@@ -32,7 +32,7 @@ def run_row(name: str, tools: list[str], screen: Screen) -> dict[str, JsonValue]
                 try:
                     outcomes[tool].append(TOOLS[tool](subject))
                 except Exception as error:  # a peer that fails is a fact to report
-                    if tool == OURS:
+                    if tool in OWN:
                         raise
                     failures[tool] = f"{type(error).__name__}: {error}"[:300]
     ran = {tool: outcomes[tool] for tool in own_tools if tool not in failures}

@@ -4,7 +4,8 @@
 
 Every tool gets the same weights, calibration inputs and test inputs. Each finished row is written
 at once, and a row that the file holds from the same commit is not run again: a run that was
-stopped goes on where it was. Rows run in processes of their own, two at a time, one thread each.
+stopped goes on where it was. Rows that are not run stay as they are, each with its commit. Rows run
+in processes of their own, two at a time, one thread each.
 """
 
 import argparse
@@ -36,15 +37,16 @@ def main() -> int:
     screen = Screen(as_json=False)
     tools = [tool for tool in TOOLS if _holds(tool, arguments.tools)]
     wanted = [row for row in ROWS if _holds(row, arguments.rows)]
-    known = {} if arguments.fresh else finished_rows(arguments.output, tools, commit())
+    written = read_rows(arguments.output)
+    known = {} if arguments.fresh else finished(written, tools, commit())
     missing = [row for row in wanted if row not in known]
     failed = 0
     for name, row in _run_all(missing, tools, arguments.jobs, screen):
         if row is None:
             failed = 1
             continue
-        known[name] = row
-        rows = {row_name: known[row_name] for row_name in ROWS if row_name in known}
+        known[name] = written[name] = row
+        rows = {row_name: written[row_name] for row_name in ROWS if row_name in written}
         write_aside(arguments.output, (json.dumps(_document(rows), indent=1) + "\n").encode())
     for name in wanted:
         if name in known:
@@ -86,11 +88,17 @@ def _document(rows: Mapping[str, Row]) -> dict[str, JsonValue]:
     }
 
 
-def finished_rows(output: Path, tools: list[str], revision: str | None) -> dict[str, Row]:
-    """Returns the rows of a file that a clean tree of this revision measured with these tools."""
-    if revision is None or revision.endswith("+") or not output.is_file():
+def read_rows(output: Path) -> dict[str, Row]:
+    """Returns the rows of a file, none if there is no file."""
+    if not output.is_file():
         return {}
-    rows = cast("dict[str, Row]", json.loads(output.read_text(encoding="utf-8"))["rows"])
+    return cast("dict[str, Row]", json.loads(output.read_text(encoding="utf-8"))["rows"])
+
+
+def finished(rows: Mapping[str, Row], tools: list[str], revision: str | None) -> dict[str, Row]:
+    """Returns the rows that a clean tree of this revision measured with these tools."""
+    if revision is None or revision.endswith("+"):
+        return {}
     return {
         name: row
         for name, row in rows.items()

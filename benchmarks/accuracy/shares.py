@@ -1,5 +1,6 @@
 """How much of a quantized model multiplies int8 by int8, read from each tool's own form."""
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
@@ -27,22 +28,36 @@ _ATTENTION = "ScaledDotProductAttention"
 _SPATIAL = frozenset({"Convolution", "GroupConvolution"})
 
 
-def torch_share(quantized: nn.Module, example: tuple[Tensor, ...]) -> float:
-    """Returns the share of a model that spells int8 as ``quantized_decomposed`` ops.
+def torch_share(quantized: nn.Module, model: nn.Module, example: tuple[Tensor, ...]) -> float:
+    """Returns the share of ``model`` that ``quantized`` spells in ``quantized_decomposed`` ops.
 
-    nncf spells weights as int8 constants times a scale, less a zero point.
+    nncf spells weights as int8 constants times a scale, less a zero point. All there is is counted
+    in the float model: what was made of it may hold whole layers as one operation.
     """
     with torch.no_grad():
-        graph_module = torch.export.export(quantized, example).module()
-    assert isinstance(graph_module, GraphModule)
-    products = list(integer_products(graph_module))
-    total = sum(macs_of(node) for node, _ in products)
+        graph_module = _exported(quantized, example)
     covered = sum(
         macs_of(node)
-        for node, is_integer in products
+        for node, is_integer in integer_products(graph_module)
         if is_integer or _is_dequantized(node.args[0], graph_module, node.args[1])
     )
+    total = all_macs(model, example)
     return covered / total if total else 0.0
+
+
+def all_macs(model: nn.Module, example: tuple[Tensor, ...]) -> int:
+    """Returns the multiply-accumulates of the products of a float model."""
+    # With gradients torch's encoder layers are not one fused operation.
+    trainable = copy.deepcopy(model).requires_grad_()
+    with torch.enable_grad():
+        graph_module = _exported(trainable, example)
+    return sum(macs_of(node) for node, _ in integer_products(graph_module))
+
+
+def _exported(model: nn.Module, example: tuple[Tensor, ...]) -> GraphModule:
+    graph_module = torch.export.export(model, example).module()
+    assert isinstance(graph_module, GraphModule)
+    return graph_module
 
 
 def _is_dequantized(activation: object, graph_module: GraphModule, weight: object) -> bool:

@@ -1,6 +1,7 @@
 """Each tool as a function from a subject to the outputs of what it makes of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from benchmarks.accuracy.outcome import Outcome, outputs_of
 from benchmarks.accuracy.peers import (
@@ -15,18 +16,33 @@ from benchmarks.accuracy.subjects import Subject
 from embedl_deploy import lower
 from embedl_deploy.cli.options import quant_config
 from embedl_deploy.graph.integer_share import integer_share
-from embedl_deploy.quantize import CalibrationMethod, convert, quantize
+from embedl_deploy.quantize import CalibrationMethod, ModulesToSkip, convert, quantize
 
 OURS = "embedl_deploy"
+OURS_AS_TORCHAO = "embedl_deploy, the layers that torchao takes"
+OWN = (OURS, OURS_AS_TORCHAO)
+
+_TORCHAO_LEAVES = {
+    "digits transformer": ("layers.*",),
+    "ViT-B/16": ("*self_attention*",),
+}
+"""Layers that PT2E does not reach: whole encoder layers that torch runs as one operation, and the
+projections of ``nn.MultiheadAttention``."""
 
 
-def ours(subject: Subject) -> Outcome:
+def ours_as_torchao(subject: Subject) -> Outcome:
+    """The same settings on fewer layers, for the comparison on equal terms."""
+    return ours(subject, _TORCHAO_LEAVES[subject.row])
+
+
+def ours(subject: Subject, skipped: Sequence[str] = ()) -> Outcome:
     """Default settings, lowered to Inductor; convolutional nets with histograms."""
     ranges = CalibrationMethod.MINMAX if subject.is_transformer else CalibrationMethod.HISTOGRAM
+    config = quant_config(ranges)
     graph = quantize(
         subject.model,
         subject.calibration[0],
-        quant_config(ranges),
+        replace(config, skip=ModulesToSkip(stub=skipped, weight=skipped)),
         forward_loop=subject.calibration,
         freeze_weights=True,
         backend="inductor",
@@ -40,6 +56,7 @@ def ours(subject: Subject) -> Outcome:
 
 TOOLS: dict[str, Callable[[Subject], Outcome]] = {
     OURS: ours,
+    OURS_AS_TORCHAO: ours_as_torchao,
     "torchao PT2E": torchao_pt2e,
     "nncf torch.fx": nncf_fx,
     "nncf torch.fx, accurate bias correction": nncf_fx_accurate,
@@ -54,6 +71,7 @@ one loses accuracy, as it may on small nets."""
 
 def tools_for(row: str, tools: list[str]) -> list[str]:
     """Returns those of ``tools`` that run on a row."""
+    own = [tool for tool in tools if tool != OURS_AS_TORCHAO or row in _TORCHAO_LEAVES]
     if row.startswith("digits"):
-        return tools
-    return [tool for tool in tools if not tool.endswith(_FOR_SMALL_NETS)]
+        return own
+    return [tool for tool in own if not tool.endswith(_FOR_SMALL_NETS)]

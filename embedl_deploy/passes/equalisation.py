@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 
 from embedl_deploy.graph.computed_weight import computation_of
 from embedl_deploy.graph.nodes import module_of, module_path, parts_of, source_line
+from embedl_deploy.graph.parameter_names import one_parameter_by_all_names, reading_places
 from embedl_deploy.graph.transposed_linear import TransposedLinear
 from embedl_deploy.modules.fold import fold_norm
 from embedl_deploy.modules.fused import optional_parameter
@@ -67,18 +68,18 @@ def equalise_layers(graph_module: GraphModule) -> PassRecord:
     pairs: list[_Pair] = []
     refused: list[SiteRecord] = []
     calls = _calls(graph_module)
-    named = graph_module.named_parameters(remove_duplicate=False)
-    owners = Counter(id(parameter) for _, parameter in named)
+    places = reading_places(graph_module)
     for node in graph_module.graph.nodes:
         pair = _pair_at(node)
         if pair is None:
             continue
-        reason = _objection(pair, calls, owners)
+        reason = _objection(pair, calls, places)
         if reason is None:
             pairs.append(pair)
         else:
             refused.append(_site(pair, reason=reason))
-    largest = _balance(pairs)
+    with one_parameter_by_all_names(graph_module):
+        largest = _balance(pairs)
     applied = [
         _site(pair, made=f"{pair.names[1]}, factors up to {factor:g}")
         for pair, factor in zip(pairs, largest, strict=True)
@@ -159,7 +160,7 @@ def _pair_at(node: Node) -> _Pair | None:
     return None if producer is None else _Pair(producer, reader, node, (made.name, node.name))
 
 
-def _objection(pair: _Pair, calls: Counter[int], owners: Counter[int]) -> str | None:
+def _objection(pair: _Pair, calls: Counter[int], places: Counter[int]) -> str | None:
     producer, reader = pair.producer, pair.reader
     reason = _kind_objection(producer, reader)
     if reason is not None:
@@ -172,7 +173,7 @@ def _objection(pair: _Pair, calls: Counter[int], owners: Counter[int]) -> str | 
     for layer in (producer, reader):
         for part in filter(None, (layer.weighted, layer.norm)):
             for name, parameter in part.named_parameters(recurse=False):
-                if owners[id(parameter)] > 1:
+                if places[id(parameter)] > 1:
                     return f"{name} of {type(part).__name__} is tied to another parameter"
     return None
 

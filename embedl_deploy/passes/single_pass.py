@@ -28,6 +28,7 @@ from embedl_deploy.passes.calibration import (
 from embedl_deploy.passes.quantization import find_matches, placement_of, quantize_graph
 from embedl_deploy.passes.smoothing import Smoothing, smooth_graph
 from embedl_deploy.passes.smoothing_site import SmoothedTensor
+from embedl_deploy.patterns.smooth.steps import carries_channels
 from embedl_deploy.quantization.config import QuantConfig
 from embedl_deploy.quantization.observers import make_observer
 from embedl_deploy.quantization.precision import CalibrationMethod
@@ -104,19 +105,28 @@ def _hand_over_ranges(
     observed: GraphModule, graph: GraphModule, smoothed: dict[str, SmoothedTensor]
 ) -> None:
     known = {place: stub.observer for place, stub in _placed_stubs(observed)}
+    nodes = {node.name: node for node in cast("list[Node]", list(graph.graph.nodes))}
     for place, stub in _placed_stubs(graph):
         if stub.config.dynamic is not None:
             continue
         name, inside = place
-        divided = smoothed.get(name) if not inside else None
+        divided = None if inside else _smoothed(nodes[name], smoothed)
         if divided is None:
             stub.observer = known[place]
             continue
-        before = known[divided.site.value.name, ""]
+        # What gives the smoothed tensor may be new; what carries its rows on is not.
+        before = known.get(place) or known[divided.site.value.name, ""]
         assert before is not None, "a smoothed tensor had a quantizer before it was smoothed"
         stub.observer = make_observer(stub.config, stub.grid)
         batches = torch.tensor(before.batches)
         stub.observer.load_state({"extremes": divided.extremes(), "batches": batches})
+
+
+def _smoothed(node: Node, smoothed: dict[str, SmoothedTensor]) -> SmoothedTensor | None:
+    """Returns the smoothed tensor whose rows ``node`` gives, None if it gives no such rows."""
+    while node.name not in smoothed and carries_channels(node):
+        node = node.all_input_nodes[0]
+    return smoothed.get(node.name)
 
 
 def _hand_over_means(

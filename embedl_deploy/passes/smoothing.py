@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from embedl_deploy.errors import CalibrationError
 from embedl_deploy.graph.nodes import module_of
+from embedl_deploy.graph.parameter_names import one_parameter_by_all_names, reading_places
 from embedl_deploy.passes.calibration import ForwardLoop, run_forward_loop
 from embedl_deploy.passes.processes import exchanging
 from embedl_deploy.passes.skip_rules import SkipRules
@@ -114,7 +115,13 @@ class Smoothing:
 
         The weights of norms and linear layers are replaced by new parameters under the same names.
         """
-        smooth = self.config.smooth or SmoothQuantConfig()
+        with one_parameter_by_all_names(self.graph_module):
+            applied = self._applied(self.config.smooth or SmoothQuantConfig())
+        seconds = time.perf_counter() - self.began
+        notes = tuple(self.skip.unmet(("smooth",)))
+        return PassRecord("smooth", applied, tuple(self.refused), seconds, notes)
+
+    def _applied(self, smooth: SmoothQuantConfig) -> tuple[SiteRecord, ...]:
         applied: list[SiteRecord] = []
         for site in self.sites:
             strength = self._best_strength(site, smooth)
@@ -126,9 +133,7 @@ class Smoothing:
             node = site.apply(self.graph_module, factors)
             self.smoothed[node.name] = SmoothedTensor(site, factors)
             applied.append(site_record(site.match, made=f"strength {strength}"))
-        seconds = time.perf_counter() - self.began
-        notes = tuple(self.skip.unmet(("smooth",)))
-        return PassRecord("smooth", tuple(applied), tuple(self.refused), seconds, notes)
+        return tuple(applied)
 
     def _best_strength(self, site: SmoothingSite, smooth: SmoothQuantConfig) -> float | None:
         """Returns the strength with the least error, ``None`` where none is worth it."""
@@ -136,14 +141,17 @@ class Smoothing:
             return None if site.rows is None else smooth.strength
         weights = site.weights()
         size = None if self.config.weight is None else self.config.weight.group_size
-        if size is not None and weights[0].shape[1] % size:
+        if size is not None and (weights[0].shape[1] % size or site.has_convolutions):
             return None  # these layers stay in float
         activation = self.placement.accepted_activation(self.config.activation)
         grid = dynamic = None
         if activation is not None:
             grid = QuantGrid.of(activation, self.placement.activation_dtype)
             dynamic = activation.dynamic
-        quantizers = [rounding_like(weight, self.config.weight) for weight in weights]
+        quantizers = [
+            rounding_like(weight, self.config.weight, outputs)
+            for weight, outputs in zip(weights, site.outputs(), strict=True)
+        ]
         candidates = [_factors(site, strength) for strength in _STRENGTHS]
         ones = torch.ones_like(candidates[0])
         with torch.no_grad():
@@ -160,14 +168,12 @@ def _eligible(
     skip: SkipRules,
     refused: list[SiteRecord],
 ) -> list[SmoothingSite]:
-    owners = Counter(
-        id(parameter) for _, parameter in graph_module.named_parameters(remove_duplicate=False)
-    )
+    places = reading_places(graph_module)
     sites: list[SmoothingSite] = []
     for match in matches:
         reason = _decline(match, skip)
         site = SmoothingSite.of(match)
-        reason = reason or _tied(site, owners)
+        reason = reason or _tied(site, places)
         if reason is None:
             sites.append(site)
         else:
@@ -189,21 +195,44 @@ def _decline(match: PatternMatch, skip: SkipRules) -> str | None:
     return next((reason for reason in reasons if reason is not None), None)
 
 
-def _tied(site: SmoothingSite, owners: Counter[int]) -> str | None:
+def _tied(site: SmoothingSite, places: Counter[int]) -> str | None:
     for module in (site.producer, *site.layers):
         for name, parameter in module.named_parameters(recurse=False):
-            if owners[id(parameter)] > 1:
+            if places[id(parameter)] > 1:
                 return f"{name} of {type(module).__name__} is tied to another parameter"
     return None
 
 
-def rounding_like(weight: Tensor, precision: TensorQuantConfig | None) -> nn.Module:
-    """Returns what rounds ``weight``, on its device; an identity if it stays in float."""
+def rounding_like(
+    weight: Tensor, precision: TensorQuantConfig | None, outputs: int | None = None
+) -> nn.Module:
+    """Returns what rounds ``weight``, on its device; an identity if it stays in float.
+
+    Args:
+        weight: Shape (out, in).
+        precision: How it is rounded.
+        outputs: How many outputs have a scale of their own, if fewer than there are rows.
+    """
     if precision is None:
         return nn.Identity()
     # While candidates are compared a searched weight range costs more than it tells.
     plain = replace(precision, calibration_method=CalibrationMethod.MINMAX)
-    return WeightFakeQuantize(plain, weight.shape).to(weight.device)
+    rows = weight.shape[0] if outputs is None else outputs
+    shape = torch.Size((rows, weight.numel() // rows))
+    return _ByOutput(WeightFakeQuantize(plain, shape).to(weight.device), shape)
+
+
+class _ByOutput(nn.Module):
+    """Rounds a weight with a scale for each output, which may have several rows."""
+
+    def __init__(self, rounding: nn.Module, shape: torch.Size) -> None:
+        super().__init__()
+        self.rounding = rounding
+        self.shape = shape
+
+    def forward(self, weight: Tensor) -> Tensor:
+        rounded: Tensor = self.rounding(weight.reshape(self.shape))
+        return rounded.reshape(weight.shape)
 
 
 def _factors(site: SmoothingSite, strength: float) -> Tensor:

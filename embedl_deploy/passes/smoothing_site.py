@@ -12,9 +12,14 @@ from embedl_deploy.graph.computed_weight import computation_of
 from embedl_deploy.graph.nodes import module_of
 from embedl_deploy.graph.transposed_linear import TransposedLinear
 from embedl_deploy.graph.values import infer_value
-from embedl_deploy.modules.kinds import LinearLayer
+from embedl_deploy.modules.kinds import PLAIN_CONVOLUTIONS
 from embedl_deploy.patterns.smooth import MoveOutliersIntoLinears
-from embedl_deploy.patterns.smooth.readers import linear_readers, linear_that_reads
+from embedl_deploy.patterns.smooth.readers import (
+    SmoothedLayer,
+    layer_of,
+    layer_readers,
+    ways_to_layers,
+)
 from embedl_deploy.rewriting import PatternMatch
 from embedl_deploy.rewriting.workspace import Workspace
 
@@ -24,12 +29,12 @@ _MOST_ROWS = 256
 
 @dataclass
 class SmoothingSite:
-    """A tensor, the linear layers that read it, and what calibration saw of it."""
+    """A tensor, the layers that read it, and what calibration saw of it."""
 
     match: PatternMatch
     value: Node
     producer: nn.Module
-    layers: tuple[LinearLayer, ...]
+    layers: tuple[SmoothedLayer, ...]
     lows: Tensor | None = None
     """Smallest value per channel, shape (in,)."""
 
@@ -51,8 +56,13 @@ class SmoothingSite:
         value = match["value"]
         producer = module_of(value)
         assert producer is not None, "smooth patterns match modules"
-        layers = (linear_that_reads(reader, value) for reader in linear_readers(value))
+        layers = (layer_of(reader) for reader in layer_readers(value))
         return cls(match, value, producer, tuple(layer for layer in layers if layer is not None))
+
+    @property
+    def has_convolutions(self) -> bool:
+        """Whether a convolution is among the layers."""
+        return any(isinstance(layer, PLAIN_CONVOLUTIONS) for layer in self.layers)
 
     @property
     def peaks(self) -> Tensor:
@@ -67,16 +77,26 @@ class SmoothingSite:
         return self.lows, self.highs
 
     def weights(self) -> list[Tensor]:
-        """Returns the weights of the layers, shape (out, in) each."""
+        """Returns the weights of the layers, shape (out, in) each.
+
+        Every place of a convolution's kernel counts as outputs of its own.
+        """
+        return [_by_input(layer).detach() for layer in self.layers]
+
+    def outputs(self) -> list[int]:
+        """Returns how many outputs each layer has."""
         return [
-            (layer.weight.t() if isinstance(layer, TransposedLinear) else layer.weight).detach()
+            layer.weight.shape[1 if isinstance(layer, TransposedLinear) else 0]
             for layer in self.layers
         ]
 
     def apply(self, graph_module: GraphModule, factors: Tensor) -> Node:
         """Divides the tensor by the factors, the weights take them; returns what gives it now."""
         for layer in self.layers:
-            per_input = factors[:, None] if isinstance(layer, TransposedLinear) else factors
+            # Channels lie along the second axis, in a transposed linear layer along the first.
+            rank = layer.weight.dim()
+            trailing = 1 if isinstance(layer, TransposedLinear) else rank - 2
+            per_input = factors.reshape(-1, *(1,) * trailing)
             computation = computation_of(layer, "weight")
             if computation is None:
                 _replace(layer, "weight", layer.weight, layer.weight * per_input)
@@ -161,14 +181,20 @@ class SmoothedTensor:
         return torch.stack([(lows * inverse).amin(), (highs * inverse).amax()]).double().cpu()
 
 
+def _by_input(layer: SmoothedLayer) -> Tensor:
+    if isinstance(layer, TransposedLinear):
+        return layer.weight.t()
+    return layer.weight.movedim(1, -1).flatten(0, -2)
+
+
 def _replace(module: nn.Module, name: str, old: Tensor, new: Tensor) -> None:
     setattr(module, name, nn.Parameter(new.detach().to(old.dtype), old.requires_grad))
 
 
 def _insert_product(graph_module: GraphModule, value: Node, factors: Tensor) -> Node:
-    """Makes the linear readers of ``value`` read its product with ``factors``."""
+    """Makes the layers that read ``value`` read its product with ``factors``."""
     workspace = Workspace(graph_module)
-    readers = linear_readers(value)
+    ways = ways_to_layers(value)
     dtype = getattr(value.meta.get("val"), "dtype", factors.dtype)
     path, _ = workspace.tensor_path_for(
         factors.to(dtype), workspace.container_of(value), "smoothing_factors"
@@ -182,6 +208,6 @@ def _insert_product(graph_module: GraphModule, value: Node, factors: Tensor) -> 
             if key in value.meta:
                 node.meta[key] = value.meta[key]
         node.meta["val"] = infer_value(node)
-    for reader in readers:
-        reader.args = (product, *reader.args[1:])
+    for way in ways:
+        way.args = (product, *way.args[1:])
     return product

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from benchmarks.accuracy.digits_nets import NETS
 from benchmarks.accuracy.judge import is_significantly_worse, score
-from benchmarks.accuracy.run import finished_rows
-from benchmarks.accuracy.shares import integer_linears, openvino_share, torch_share
-from benchmarks.accuracy.tools import OURS
+from benchmarks.accuracy.run import finished, read_rows
+from benchmarks.accuracy.shares import all_macs, integer_linears, openvino_share, torch_share
+from benchmarks.accuracy.tools import OURS, OURS_AS_TORCHAO
 from benchmarks.accuracy.verdict import RATIO, Row, bars, mean_ratio, verdict
 from embedl_deploy.quantize import ModulesToSkip, QuantConfig, convert, quantize
 
@@ -75,15 +75,40 @@ def test_each_measure_is_compared_with_the_peer_that_is_best_in_it() -> None:
     assert found["best peer"] == "near"
     assert found[RATIO] == pytest.approx(2.0)
     assert found["significantly worse"] == {"noise": True, "kl": True}
-    assert found["int8 share at or above best peer's"] is True
+    assert found["int8 share at or above the peers'"] is True
     assert verdict({OURS: scores[OURS]}, {OURS: 0.9}, ["noise"]) == {}
+
+
+def test_a_peer_that_takes_fewer_layers_is_compared_with_ours_on_as_few() -> None:
+    scores = {
+        OURS: score(REFERENCE + 0.2 * NOISE, REFERENCE),
+        OURS_AS_TORCHAO: score(REFERENCE + 0.05 * NOISE, REFERENCE),
+        "few layers": score(REFERENCE + 0.1 * NOISE, REFERENCE),
+        "all layers": score(REFERENCE + 0.25 * NOISE, REFERENCE),
+    }
+    shares = {OURS: 0.9, OURS_AS_TORCHAO: 0.3, "few layers": 0.3, "all layers": 0.9}
+
+    found = verdict(scores, shares, ["noise"])
+
+    assert found["compared with"] == {"few layers": OURS_AS_TORCHAO, "all layers": OURS}
+    assert (found["best peer"], found[RATIO]) == ("all layers", pytest.approx(0.8))
+    assert found["significantly worse"] == {"noise": False}
+    assert found["int8 share at or above the peers'"] is True
+
+
+def test_what_a_tool_runs_as_one_operation_counts_in_the_total() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    rows = torch.randn(2, 4, 8)
+
+    # Four projections of 8 by 8 and two products of 8 by 16, for 8 rows; two products of attention.
+    assert all_macs(layer.eval(), (rows,)) == 8 * (4 * 64 + 2 * 128) + 2 * 2 * 4 * 4 * 8
 
 
 def row_with(ratio: float, *, top1: float, is_worse: bool = False) -> Row:
     return {
         RATIO: ratio,
         "significantly worse": {"noise": False, "kl": is_worse},
-        "int8 share at or above best peer's": True,
+        "int8 share at or above the peers'": True,
         "top1 of fp32": 0.98,
         "tools": {OURS: {"top1": top1}},
     }
@@ -97,7 +122,7 @@ def test_bars_are_met_by_all_rows_or_not_at_all() -> None:
     assert bars({"a": good, "b": bad}) == {
         "geometric mean at most 0.9": True,
         "no row significantly worse": False,
-        "int8 share at or above the best peer's": True,
+        "int8 share at or above the peers'": True,
         "trained nets lose at most 0.3%": False,
     }
 
@@ -111,9 +136,9 @@ def test_only_rows_of_this_commit_and_these_tools_are_kept(tmp_path: Path) -> No
     }
     file.write_text(json.dumps({"rows": rows}))
 
-    assert list(finished_rows(file, ["a", "b"], "abc")) == ["mine"]
-    assert finished_rows(file, ["a", "b"], "abc+") == {}
-    assert finished_rows(tmp_path / "none.json", ["a", "b"], "abc") == {}
+    assert list(finished(read_rows(file), ["a", "b"], "abc")) == ["mine"]
+    assert finished(read_rows(file), ["a", "b"], "abc+") == {}
+    assert read_rows(tmp_path / "none.json") == {}
 
 
 def test_linear_layers_left_in_float_are_counted() -> None:
@@ -148,7 +173,11 @@ class ScaledCodes(nn.Module):
 
 @pytest.mark.parametrize("rounds", [True, False])
 def test_weights_spelled_as_scaled_codes_count_if_the_activation_is_rounded(rounds: bool) -> None:
-    share = torch_share(ScaledCodes(rounds=rounds), (torch.randn(2, 8),))
+    share = torch_share(
+        ScaledCodes(rounds=rounds),
+        nn.Sequential(nn.Flatten(), nn.Linear(8, 4)),
+        (torch.randn(2, 8),),
+    )
 
     assert share == float(rounds)
 

@@ -4,7 +4,7 @@ from torch.fx import Node
 
 from embedl_deploy.graph.nodes import module_of
 from embedl_deploy.modules.kinds import ROW_NORMS
-from embedl_deploy.patterns.smooth.readers import feeds_linears, linear_readers, shared_layer
+from embedl_deploy.patterns.smooth.readers import feeds_layers, shared_layer, ways_to_layers
 from embedl_deploy.rewriting import Chain, Op, Pattern, PatternMatch, Phase, Refusal
 
 
@@ -20,7 +20,7 @@ class MoveOutliersIntoLinears(Pattern):
     """
 
     phase = Phase.SMOOTH
-    tree = Chain(value=tuple(Op(norm, where=feeds_linears) for norm in ROW_NORMS))
+    tree = Chain(value=tuple(Op(norm, where=feeds_layers) for norm in ROW_NORMS))
 
     def check(self, match: PatternMatch) -> Refusal | None:
         return objection_to_folding(match["value"])
@@ -33,9 +33,9 @@ def objection_to_folding(node: Node) -> Refusal | None:
     """Returns why a norm cannot take factors itself, ``None`` if it can."""
     if getattr(module_of(node), "weight", None) is None:
         return Refusal("the norm has no gain to fold factors into", node)
-    readers = linear_readers(node)
+    ways = ways_to_layers(node)
     for reader in node.users:
-        if reader not in readers:
+        if reader not in ways:
             return Refusal(
                 f"%{reader.name} reads the norm too, and cannot undo the factors", reader
             )

@@ -8,39 +8,73 @@ from contextvars import ContextVar
 from torch import nn
 from torch.fx import Graph, Node
 
-from embedl_deploy.graph.nodes import module_of
+from embedl_deploy.graph.nodes import module_of, shape_of
+from embedl_deploy.modules.fused import WeightedFused
+from embedl_deploy.modules.fused_conv import FusedConv
 from embedl_deploy.modules.fused_linear import FusedLinear
 from embedl_deploy.modules.fused_norm_linear import FusedNormLinear
-from embedl_deploy.modules.kinds import LINEARS, LinearLayer
+from embedl_deploy.modules.kinds import LINEARS, PLAIN_CONVOLUTIONS, LinearLayer, PlainConvolution
+from embedl_deploy.patterns.smooth.steps import axis_after
 from embedl_deploy.rewriting import Refusal
+
+SmoothedLayer = LinearLayer | PlainConvolution
 
 _COUNTED: ContextVar[tuple[Graph, Mapping[int, int]] | None] = ContextVar("calls", default=None)
 """The graph that stays as it is for now, and how often each of its layers is called."""
 
 
-def linear_that_reads(reader: Node, value: Node) -> LinearLayer | None:
-    """Returns the linear layer that ``reader`` runs on ``value``, ``None`` if it runs none."""
+def layer_of(reader: Node) -> SmoothedLayer | None:
+    """Returns the layer that ``reader`` runs on its first input, None if it runs none.
+
+    A linear layer, or a convolution each of whose outputs reads all channels.
+    """
     module = module_of(reader)
-    if reader.args[:1] != (value,) or isinstance(module, FusedNormLinear):
+    if isinstance(module, FusedNormLinear) or not reader.args:
         return None
-    if isinstance(module, FusedLinear):
-        return module.linear
-    return module if isinstance(module, LINEARS) else None
+    layer = module.weighted if isinstance(module, WeightedFused) else module
+    if isinstance(layer, PLAIN_CONVOLUTIONS):
+        return layer if layer.groups == 1 else None
+    return layer if isinstance(layer, LINEARS) else None
 
 
-def linear_readers(value: Node) -> tuple[Node, ...]:
-    """Returns the nodes that run a linear layer on ``value``."""
-    return tuple(reader for reader in value.users if linear_that_reads(reader, value) is not None)
+def layer_readers(value: Node) -> tuple[Node, ...]:
+    """Returns the nodes that run a layer on ``value``, however its channels get there."""
+    found = (_behind(user, value, _last_axis(value)) for user in value.users)
+    return tuple(dict.fromkeys(reader for readers in found for reader in readers))
 
 
-def feeds_linears(value: Node) -> bool:
-    """Tells whether a linear layer reads ``value``."""
-    return bool(linear_readers(value))
+def ways_to_layers(value: Node) -> tuple[Node, ...]:
+    """Returns the users of ``value`` that are layers, or through which only layers read."""
+    return tuple(user for user in value.users if _behind(user, value, _last_axis(value)))
+
+
+def _behind(user: Node, value: Node, axis: int) -> tuple[Node, ...]:
+    """Returns the layers that read ``value`` by way of ``user``; none if others do too."""
+    if user.args[:1] != (value,) or user.all_input_nodes.count(value) != 1:
+        return ()
+    layer = layer_of(user)
+    if layer is not None:
+        spatial = layer.weight.dim() - 2
+        return (user,) if axis == _last_axis(value) - spatial else ()
+    moved = axis_after(user, axis)
+    if moved is None:
+        return ()
+    behind = [_behind(reader, user, moved) for reader in user.users]
+    return tuple(reader for readers in behind for reader in readers) if all(behind) else ()
+
+
+def _last_axis(value: Node) -> int:
+    return len(shape_of(value) or ()) - 1
+
+
+def feeds_layers(value: Node) -> bool:
+    """Tells whether a layer that can be smoothed reads ``value``."""
+    return bool(layer_readers(value))
 
 
 def shared_layer(value: Node) -> Refusal | None:
-    """Returns a refusal if ``value`` or a linear layer that reads it runs more than once."""
-    for node in (value, *linear_readers(value)):
+    """Returns a refusal if ``value`` or a layer that reads it runs more than once."""
+    for node in (value, *layer_readers(value)):
         if _calls(node) > 1:
             return Refusal(f"%{node.name} runs a layer that is called more than once", node)
     return None
@@ -72,4 +106,4 @@ def _count(graph: Graph) -> Mapping[int, int]:
 
 
 def _layer(module: nn.Module | None) -> nn.Module | None:
-    return module.linear if isinstance(module, FusedLinear) else module
+    return module.weighted if isinstance(module, (FusedLinear, FusedConv)) else module

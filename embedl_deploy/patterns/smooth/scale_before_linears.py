@@ -6,17 +6,17 @@ from embedl_deploy.graph.nodes import module_of
 from embedl_deploy.modules.fused_linear import FusedLinear
 from embedl_deploy.modules.kinds import ACTIVATIONS, ROW_NORMS
 from embedl_deploy.patterns.smooth.move_outliers_into_linears import objection_to_folding
-from embedl_deploy.patterns.smooth.readers import feeds_linears, shared_layer
+from embedl_deploy.patterns.smooth.readers import feeds_layers, shared_layer
 from embedl_deploy.rewriting import Chain, Op, Pattern, PatternMatch, Phase, Refusal
 
 
 def _cannot_fold(node: Node) -> bool:
-    return feeds_linears(node) and objection_to_folding(node) is not None
+    return feeds_layers(node) and objection_to_folding(node) is not None
 
 
 def _ends_in_activation(node: Node) -> bool:
     module = module_of(node)
-    return isinstance(module, FusedLinear) and module.activation is not None and feeds_linears(node)
+    return isinstance(module, FusedLinear) and module.activation is not None and feeds_layers(node)
 
 
 class ScaleBeforeLinears(Pattern):
@@ -35,7 +35,7 @@ class ScaleBeforeLinears(Pattern):
     tree = Chain(
         value=(
             *(Op(norm, where=_cannot_fold) for norm in ROW_NORMS),
-            *(Op(activation, where=feeds_linears) for activation in ACTIVATIONS),
+            *(Op(activation, where=feeds_layers) for activation in ACTIVATIONS),
             Op(FusedLinear, where=_ends_in_activation),
         )
     )

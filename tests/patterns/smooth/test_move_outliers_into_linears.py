@@ -161,3 +161,91 @@ def test_finds_one_site_per_norm() -> None:
     matches = find_matches(graph, (MoveOutliersIntoLinears,))
 
     assert [match["value"].name for match in matches] == ["norm"]
+
+
+class Moved(nn.Module):
+    """A norm with two outlier channels; what reads it gets its rows in another form."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.way = way
+        self.norm = nn.LayerNorm(16)
+        self.norm.weight.data[:2] = torch.tensor([60.0, -90.0])
+        is_convolution = way.startswith("convolution")
+        groups = 16 if way == "convolution of groups" else 1
+        self.layer = nn.Conv2d(16, 16, 2, 2, groups=groups) if is_convolution else nn.Linear(16, 8)
+        if groups == 1:
+            self.layer.weight.data[:, :2] *= 0.05
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x.reshape(4, 4, 4, 16))
+        if self.way == "transposed":
+            return self.layer(y.transpose(0, 1)).transpose(0, 1)
+        if self.way == "in windows":
+            return self.layer(y.reshape(2, 2, 4, 4, 16).permute(0, 2, 1, 3, 4).flatten(1, 2))
+        if self.way == "other channels":
+            return self.layer(y.transpose(2, 3).reshape(4, 4, 4, 16))
+        if self.way == "read on the way":
+            rows = y.flatten(0, 1)
+            return self.layer(rows) + rows.sum()
+        return self.layer(y.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("way", ["transposed", "in windows", "convolution"])
+def test_channels_are_followed_to_the_layers_that_read_them(way: str) -> None:
+    model = Moved(way)
+
+    found, record = smoothed(model)
+
+    assert [site.pattern for site in record.applied] == [PATTERN]
+    assert error(found, model) < 0.6 * error(plain(model), model)
+
+
+@pytest.mark.parametrize("way", ["other channels", "read on the way", "convolution of groups"])
+def test_channels_that_get_mixed_or_are_read_otherwise_stay(way: str) -> None:
+    _, record = smoothed(Moved(way))
+
+    assert not record.applied
+
+
+def test_a_norm_of_pooled_channels_reaches_the_linear_layer_behind_it() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            inner = Moved("transposed")
+            self.norm, self.layer = inner.norm, inner.layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            pooled = x.unsqueeze(1).unsqueeze(1)
+            return self.layer(self.norm(pooled).permute(0, 3, 1, 2).flatten(1))
+
+    model = Pooled()
+
+    found, record = smoothed(model)
+
+    assert [site.pattern for site in record.applied] == [PATTERN]
+    assert error(found, model) < 0.6 * error(plain(model), model)
+
+
+def test_attention_is_smoothed_and_its_joint_weight_has_one_value() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.norm = nn.LayerNorm(16)
+            self.norm.weight.data[:2] = torch.tensor([6.0, -9.0])
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x.unsqueeze(0))
+            return self.attention(y, y, y, need_weights=False)[0][0]
+
+    model = Attention()
+
+    found, record = smoothed(model)
+
+    assert PATTERN in [site.pattern for site in record.applied]
+    joint = found.get_parameter("attention.in_proj_weight")
+    assert joint is found.get_parameter("attention.in_proj.weight")
+    assert not torch.equal(joint, model.attention.in_proj_weight)

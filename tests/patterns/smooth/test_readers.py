@@ -34,7 +34,7 @@ def test_calls_are_counted_once_for_all_sites_of_a_graph(monkeypatch: pytest.Mon
     with readers.counting_once(graph.graph):
         monkeypatch.setattr(readers, "module_of", counted)
         refusals = [
-            readers.shared_layer(node) for node in graph.graph.nodes if readers.feeds_linears(node)
+            readers.shared_layer(node) for node in graph.graph.nodes if readers.feeds_layers(node)
         ]
 
     assert [refusal is None for refusal in refusals] == [True, True, False, False]
