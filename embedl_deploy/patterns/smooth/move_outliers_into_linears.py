@@ -1,4 +1,4 @@
-"""Moves the outliers of a norm's output into the linear layers that read it."""
+"""Moves the outliers of a norm's output into the layers that read it."""
 
 from torch.fx import Node
 
@@ -13,6 +13,8 @@ class MoveOutliersIntoLinears(Pattern):
 
         γ' = γ / s,   β' = β / s,   W' = W · s             per channel of the norm
 
+    The layers are linear ones and convolutions without groups; what lies between moves values
+    only, as in attention that puts the sequence first or networks that turn channels to the front.
     Exact in real arithmetic; outputs move by float32 rounding. The factors need data: the smooth
     stage of ``quantize`` finds them, this rule says where they may be applied.
 
