@@ -40,9 +40,10 @@ def one_parameter_by_all_names(graph_module: GraphModule) -> Generator[None]:
             kept[id(parameter)] = parameter
             places[id(parameter)].append((module, name))
     yield
+    # Past the modules' own attributes: where a weight is computed, its name means the result.
     for key, names in places.items():
-        found = (module.get_parameter(name) for module, name in names)
-        replaced = next((one for one in found if one is not kept[key]), None)
+        found = (module._parameters.get(name) for module, name in names)
+        replaced = next((one for one in found if one is not None and one is not kept[key]), None)
         if replaced is not None:
             for module, name in names:
-                setattr(module, name, replaced)
+                module._parameters[name] = replaced
