@@ -1,3 +1,4 @@
+# pyright: reportPrivateUsage=false
 """The names that a graph has for one parameter, and those of them that it reads."""
 
 from collections import Counter, defaultdict
