@@ -69,10 +69,11 @@ def value_text(value: object) -> str:
 def _same_shape(first: Tensor, second: Tensor) -> bool:
     if first.dim() != second.dim():
         return False
-    return all(map(_same_size, first.shape, second.shape))
+    return all(map(same_size, first.shape, second.shape))
 
 
-def _same_size(first: object, second: object) -> bool:
+def same_size(first: object, second: object) -> bool:
+    """Tells whether two sizes are surely equal; symbolic ones may turn out to be so later."""
     if isinstance(first, int) and isinstance(second, int):
         return first == second
     # `str` compares symbolic sizes without adding a guard on them.

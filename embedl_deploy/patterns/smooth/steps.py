@@ -7,6 +7,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from embedl_deploy.graph.nodes import module_of, shape_of
+from embedl_deploy.graph.values import same_size
 
 _COPIES = frozenset({"alias", "clone", "contiguous", "detach"})
 _RESHAPES = frozenset(
@@ -41,11 +42,11 @@ def axis_after(node: Node, axis: int) -> int | None:
 
 
 def _axis_reshaped(before: Shape, after: Shape, axis: int) -> int | None:
-    if before[: axis + 1] == after[: axis + 1]:
+    if len(after) > axis and all(map(same_size, before[: axis + 1], after)):
         return axis
     # Values in order: one is in the channel of its place modulo the number of channels.
-    is_last = all(size == 1 for size in before[axis + 1 :])
-    return len(after) - 1 if is_last and after[-1] == before[axis] else None
+    is_last = all(same_size(size, 1) for size in before[axis + 1 :])
+    return len(after) - 1 if is_last and same_size(after[-1], before[axis]) else None
 
 
 def _axis_swapped(node: Node, rank: int, axis: int) -> int | None:

@@ -202,6 +202,19 @@ def test_channels_are_followed_to_the_layers_that_read_them(way: str) -> None:
     assert error(found, model) < 0.6 * error(plain(model), model)
 
 
+def test_sizes_that_depend_on_data_are_not_guessed() -> None:
+    class Chosen(Encoder):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.query(self.norm(x[x[:, 0] > 0]).unsqueeze(0))
+
+    model = Chosen()
+
+    found, record = smoothed(model)
+
+    assert [site.pattern for site in record.applied] == [PATTERN]
+    assert error(found, model) < 0.6 * error(plain(model), model)
+
+
 @pytest.mark.parametrize("way", ["other channels", "read on the way", "convolution of groups"])
 def test_channels_that_get_mixed_or_are_read_otherwise_stay(way: str) -> None:
     _, record = smoothed(Moved(way))
