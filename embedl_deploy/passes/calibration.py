@@ -26,7 +26,7 @@ from embedl_deploy.passes.calibration_state import (
     refuse_moving_averages,
 )
 from embedl_deploy.passes.finite_weights import require_finite_weights
-from embedl_deploy.passes.in_float import in_float
+from embedl_deploy.passes.in_float import in_eval_mode, in_float
 from embedl_deploy.passes.processes import exchanging, process_count
 from embedl_deploy.quantization.stub import QuantStub, static_stubs_of, stubs_of
 from embedl_deploy.rewriting import PassRecord
@@ -94,7 +94,7 @@ def observe_model(
     require_finite_weights(model)
     stubs = [stub for _, stub in stubs_of(model)]
     with (
-        _in_eval_mode(model),
+        in_eval_mode(model),
         in_float(model),
         _observing(stubs),
         watching_inputs(model),
@@ -179,18 +179,6 @@ def _observing(stubs: list[QuantStub]) -> Generator[None]:
     finally:
         for stub in stubs:
             stub.observing = False
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Generator[None]:
-    was_training = [module for module in model.modules() if module.training]
-    for module in was_training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in was_training:
-            module.training = True
 
 
 def run_forward_loop(model: nn.Module, forward_loop: ForwardLoop) -> None:

@@ -1,4 +1,4 @@
-"""Runs a quantized model as it was in float, for as long as a ``with`` block lasts."""
+"""Runs a quantized model as it was in float, or in eval mode, while a ``with`` block lasts."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -25,22 +25,36 @@ class Saved:
 @contextmanager
 def in_float(model: nn.Module) -> Generator[Saved]:
     """Runs a quantized model as it was in float, bias corrections left out as well."""
+    quantizers = quantizers_in(model)
     layers = [module for module in model.modules() if isinstance(module, WeightedFused)]
     saved = Saved(
-        {quantizer: quantizer.quantizing for quantizer in quantizers_in(model)},
+        {quantizer: quantizer.quantizing for quantizer in quantizers},
         {layer: layer.bias_correction for layer in layers},
     )
-    for quantizer in quantizers_in(model):
+    for quantizer in quantizers:
         quantizer.quantizing = False
     for layer in layers:
         layer.bias_correction = None
     try:
         yield saved
     finally:
-        for quantizer in quantizers_in(model):
+        for quantizer in quantizers:
             quantizer.quantizing = saved.quantizing[quantizer]
         for layer, correction in saved.corrections.items():
             layer.bias_correction = correction
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Generator[None]:
+    """Runs a model in eval mode, and gives each of its modules its own mode back."""
+    was_training = [module for module in model.modules() if module.training]
+    for module in was_training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in was_training:
+            module.training = True
 
 
 def quantizers_in(model: nn.Module) -> list[QuantStub | WeightFakeQuantize]:

@@ -15,7 +15,7 @@ from embedl_deploy.errors import CalibrationError
 from embedl_deploy.modules.fused import WeightedFused
 from embedl_deploy.passes.bias_correction import correct_biases, forget_inputs, watching_inputs
 from embedl_deploy.passes.calibration import ForwardLoop, counting, run_forward_loop
-from embedl_deploy.passes.in_float import in_float
+from embedl_deploy.passes.in_float import in_eval_mode, in_float
 from embedl_deploy.passes.layer_inputs import (
     InputMoments,
     as_weight,
@@ -256,13 +256,8 @@ def _row_scales(layer: WeightedFused, quantizer: WeightFakeQuantize, weight: Ten
 @contextmanager
 def _with_float_weights(model: nn.Module) -> Generator[None]:
     """Runs a model in eval mode, activations rounded, with its weights and biases as in float."""
-    was_training = model.training
-    model.train(False)
-    try:
-        with in_float(model) as saved:
-            for quantizer, is_quantizing in saved.quantizing.items():
-                if isinstance(quantizer, QuantStub):
-                    quantizer.quantizing = is_quantizing
-            yield
-    finally:
-        model.train(was_training)
+    with in_eval_mode(model), in_float(model) as saved:
+        for quantizer, is_quantizing in saved.quantizing.items():
+            if isinstance(quantizer, QuantStub):
+                quantizer.quantizing = is_quantizing
+        yield

@@ -47,6 +47,25 @@ def test_data_that_can_be_read_once_is_kept_for_all_passes() -> None:
     assert torch.equal(listed(ROWS), streamed(ROWS))
 
 
+def test_each_module_gets_its_own_mode_back() -> None:
+    model = calibrated().train()
+    layers_of(model)[0].eval()
+    seen: list[bool] = []
+
+    def run(given: nn.Module) -> None:
+        seen.extend(module.training for module in given.modules())
+        given(ROWS)
+
+    # What is rounded gets another quantizer: modes are told by name.
+    named = {name: module.training for name, module in model.named_modules()}
+    round_weights(model, run)
+
+    assert not any(seen)
+    assert any(named.values())
+    found = {name: module.training for name, module in model.named_modules()}
+    assert all(found[name] == mode for name, mode in named.items() if "fake_quant" not in name)
+
+
 class ReadOnce:
     """Data whose iterator is no iterator by name, and is empty the second time."""
 
