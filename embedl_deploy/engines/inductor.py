@@ -37,10 +37,12 @@ class InductorEngineConfig(EngineConfig):
     """How Inductor compiles; the first six fields are those of ``torch.compile``."""
 
     fullgraph: bool = False
-    """Just in time: whether a graph break is an error. Ahead of time there are none."""
+    """Just in time: whether a graph break is an error. Ahead of time, and in quantized graphs,
+    there are none."""
 
     dynamic: bool | None = None
-    """Just in time: whether sizes may change; None: as the declared shapes say."""
+    """Just in time: whether sizes may change; None: as the declared shapes say. Those of quantized
+    graphs change as declared in any case."""
 
     mode: Mode | None = None
     """As in ``torch.compile``. CUDA graphs, which reduce-overhead and max-autotune record, need
