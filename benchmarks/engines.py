@@ -101,27 +101,15 @@ def run_case(case: EngineCase, seconds: float, screen: Screen) -> dict[str, Json
     loaded = placed(batched(load_model(case.model.source), case.batch), case.device)
     with screen.step(f"{case.name}: rewriting"):
         plain, graph = graphs(loaded, case)
-    built: dict[str, LoweredModule] = {}
-    failures: dict[str, JsonValue] = {}
     with tempfile.TemporaryDirectory() as folder:
+        outcomes: dict[str, LoweredModule | str] = {}
         for candidate in case.candidates:
             with screen.step(f"{case.name}: {candidate.name}"):
                 source = plain if candidate.quantizes else graph
-                found = built_by(source, loaded, candidate, Path(folder))
-            if isinstance(found, LoweredModule):
-                built[candidate.name] = found
-            else:
-                failures[candidate.name] = found
+                outcomes[candidate.name] = built_by(source, loaded, candidate, Path(folder))
         with screen.step(f"{case.name}: {CHOSEN}"):
-            chosen = lower(
-                graph,
-                loaded.args,
-                loaded.kwargs,
-                contestants(case),
-                "measure",
-                tolerance=TOLERANCE,
-                cache_dir=folder,
-            )
+            chosen = choice(graph, loaded, case, Path(folder))
+    built = {n: found for n, found in outcomes.items() if isinstance(found, LoweredModule)}
     calls = {EAGER: eager(loaded.model), **built, CHOSEN: chosen}
     runners = {n: timed(finished(c, loaded)) for n, c in calls.items()}
     block = block_for(runners, seconds)
@@ -139,7 +127,7 @@ def run_case(case: EngineCase, seconds: float, screen: Screen) -> dict[str, Json
             name: facts(reference, timings, name, call)
             for name, call in {EAGER: calls[EAGER], **built}.items()
         },
-        "not run": failures,
+        "not run": {n: reason for n, reason in outcomes.items() if isinstance(reason, str)},
         CHOSEN: {**facts(reference, timings, CHOSEN, chosen), **verdict(case, timings, chosen)},
     }
 
@@ -167,6 +155,14 @@ def graphs(loaded: LoadedModel, case: EngineCase) -> tuple[GraphModule, GraphMod
         model, args, config, calibrate, True, kwargs=kwargs, backend=DEFAULT_BACKEND
     )
     return plain, quantized
+
+
+def choice(
+    graph: GraphModule, loaded: LoadedModel, case: EngineCase, folder: Path
+) -> LoweredModule:
+    """Returns the graph run by the engine, or the engines, that measuring chooses."""
+    args, kwargs, engines = loaded.args, loaded.kwargs, contestants(case)
+    return lower(graph, args, kwargs, engines, "measure", tolerance=TOLERANCE, cache_dir=folder)
 
 
 def contestants(case: EngineCase) -> list[EngineChoice]:
