@@ -181,22 +181,13 @@ def test_an_operand_that_only_shares_gets_no_stub_of_its_own() -> None:
     assert [site.reason for site in record.refused] == ["float is cheaper"]
 
 
-class AddsItsInput(nn.Module):
-    """A convolution whose kernel adds what it reads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.norm(self.body(x)) + x)
-
-
 @pytest.mark.parametrize("quantized", [True, False])
-def test_a_tensor_that_is_read_twice_is_decided_for_each_place(quantized: bool) -> None:
+def test_a_tensor_that_is_read_twice_is_decided_for_each_place(
+    adds_its_input: nn.Module, quantized: bool
+) -> None:
     decisions = {"quantize-residual": Decision(quantized, "the add is a kernel of its own")}
     backend = replace(TENSORRT, placement=Placement(decisions=decisions))
-    graph = transform(AddsItsInput().eval(), (IMAGE,), backend=TENSORRT).model
+    graph = transform(adds_its_input, (IMAGE,), backend=TENSORRT).model
 
     record = quantize_graph(graph, None, QuantConfig(), backend)
 

@@ -82,20 +82,8 @@ def test_the_gradient_says_about_the_same(fused: GraphModule) -> None:
     assert gradient.signal == pytest.approx(output.signal)
 
 
-class AddsItsInput(nn.Module):
-    """A layer that adds what it reads: one value is two arguments of its kernel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.norm(self.body(x)) + x)
-
-
-def test_both_methods_measure_a_layer_that_adds_its_own_input() -> None:
-    torch.manual_seed(0)
-    graph = transform(AddsItsInput().eval(), (BATCHES[0],), backend=INDUCTOR).model
+def test_both_methods_measure_a_layer_that_adds_its_own_input(adds_its_input: nn.Module) -> None:
+    graph = transform(adds_its_input, (BATCHES[0],), backend=INDUCTOR).model
 
     output, gradient = measured(graph, "output"), measured(graph, "gradient")
 
