@@ -37,6 +37,10 @@ def layers_of(model: nn.Module) -> list[WeightedFused]:
     return [part for part in model.modules() if isinstance(part, WeightedFused)]
 
 
+def modes_of(model: nn.Module) -> dict[str, bool]:
+    return {name: module.training for name, module in model.named_modules()}
+
+
 def test_data_that_can_be_read_once_is_kept_for_all_passes() -> None:
     listed, streamed = calibrated(), calibrated()
 
@@ -57,13 +61,13 @@ def test_each_module_gets_its_own_mode_back() -> None:
         given(ROWS)
 
     # What is rounded gets another quantizer: modes are told by name.
-    named = {name: module.training for name, module in model.named_modules()}
+    modes = modes_of(model)
     round_weights(model, run)
 
     assert not any(seen)
-    assert any(named.values())
-    found = {name: module.training for name, module in model.named_modules()}
-    assert all(found[name] == mode for name, mode in named.items() if "fake_quant" not in name)
+    assert any(modes.values())
+    found = modes_of(model)
+    assert all(found[name] == mode for name, mode in modes.items() if "fake_quant" not in name)
 
 
 class ReadOnce:
