@@ -1,4 +1,5 @@
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 import pytest
 import torch
@@ -38,7 +39,8 @@ def layers_of(model: nn.Module) -> list[WeightedFused]:
 
 
 def modes_of(model: nn.Module) -> dict[str, bool]:
-    return {name: module.training for name, module in model.named_modules()}
+    named = cast("Iterable[tuple[str, nn.Module]]", model.named_modules())
+    return {name: module.training for name, module in named}
 
 
 def test_data_that_can_be_read_once_is_kept_for_all_passes() -> None:
