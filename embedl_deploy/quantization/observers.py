@@ -7,6 +7,7 @@ from torch import Tensor
 
 from embedl_deploy.errors import CalibrationError
 from embedl_deploy.quantization.config import TensorQuantConfig
+from embedl_deploy.quantization.few_values import FewValues
 from embedl_deploy.quantization.grid import QuantGrid
 from embedl_deploy.quantization.histogram import Histogram
 from embedl_deploy.quantization.precision import CalibrationMethod
@@ -162,13 +163,54 @@ class HistogramObserver(Observer):
         return int(torch.count_nonzero(self.histogram.counts)) == 1
 
 
+class FittingObserver(Observer):
+    """Proposes another observer's range, unless a grid fits the few values there are better."""
+
+    def __init__(self, inner: Observer, grid: QuantGrid) -> None:
+        self.inner = inner
+        self.grid = grid
+        self.few = FewValues()
+
+    def _update(self, values: Tensor, low: Tensor, high: Tensor) -> None:
+        self.inner._update(values, low, high)
+        self.inner.batches += 1
+        self.few.add(values)
+
+    def _range(self) -> tuple[Tensor, Tensor]:
+        low, high = self.inner.range()
+        low, high = torch.tensor(
+            self.few.range(self.grid, (float(low), float(high))), dtype=torch.float64
+        )
+        return low, high
+
+    def state(self) -> dict[str, Tensor]:
+        return {**self.inner.state(), **self.few.state()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.inner.load_state(state)
+        self.few.load_state(state)
+        self.batches = self.inner.batches
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        self.inner.merge(state)
+        self.few.merge(state)
+        self.batches = self.inner.batches
+
+    @property
+    def is_constant(self) -> bool:
+        return self.inner.is_constant
+
+
 def make_observer(config: TensorQuantConfig, grid: QuantGrid) -> Observer:
     """Returns a new observer that computes what ``config.calibration_method`` needs."""
-    if config.calibration_method is CalibrationMethod.MINMAX:
-        return MinMaxObserver()
-    if config.calibration_method is CalibrationMethod.MOVING_AVERAGE_MINMAX:
+    method = config.calibration_method
+    if method is CalibrationMethod.MOVING_AVERAGE_MINMAX:
         return MinMaxObserver(average=True)
-    return HistogramObserver(config, grid)
+    if method is CalibrationMethod.MINMAX:
+        return FittingObserver(MinMaxObserver(), grid)
+    observer = HistogramObserver(config, grid)
+    is_least_error = method in (CalibrationMethod.HISTOGRAM, CalibrationMethod.MSE)
+    return FittingObserver(observer, grid) if is_least_error else observer
 
 
 def _not_finite(values: Tensor) -> str:

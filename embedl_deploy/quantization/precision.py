@@ -41,7 +41,11 @@ class CalibrationMethod(Enum):
     """How a range is chosen from the values that calibration saw."""
 
     MINMAX = "minmax"
-    """The smallest and the largest value seen. Nothing is clipped; one outlier sets the step."""
+    """The smallest and the largest value seen. Nothing is clipped; one outlier sets the step.
+
+    Here and in the two searches for the least squared error, a tensor of few different values
+    that are multiples of one number (pixels, counts, masks) gets a step that fits them.
+    """
 
     MOVING_AVERAGE_MINMAX = "moving_average_minmax"
     """An exponential average of each batch's extremes. Depends on the order of the batches."""

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,10 +17,24 @@ def observer_of(method: CalibrationMethod) -> Observer:
 def test_minmax_keeps_the_extremes_of_all_batches() -> None:
     observer = observer_of(CalibrationMethod.MINMAX)
 
-    for batch in (torch.tensor([1.0, 2.0]), torch.tensor([-5.0, 0.0]), torch.tensor([1.5])):
-        observer.observe(batch)
+    batches = ([1.0, math.e], [-math.pi, 0.0], [1.5])
+    for batch in batches:
+        observer.observe(torch.tensor(batch, dtype=torch.float64))
 
-    assert tuple(map(float, observer.range())) == (-5.0, 2.0)
+    assert tuple(map(float, observer.range())) == (-math.pi, math.e)
+
+
+@pytest.mark.parametrize("method", list(CalibrationMethod))
+def test_few_values_get_a_step_that_fits_where_nothing_is_to_be_clipped(
+    method: CalibrationMethod,
+) -> None:
+    observer = observer_of(method)
+
+    observer.observe(torch.arange(-8, 9) / 16)
+
+    fits = (CalibrationMethod.MINMAX, CalibrationMethod.HISTOGRAM, CalibrationMethod.MSE)
+    step = float(observer.range()[1] - observer.range()[0]) / 255
+    assert ((1 / 16 / step) == pytest.approx(15)) == (method in fits)
 
 
 def test_moving_average_leans_towards_the_first_batch() -> None:
