@@ -203,6 +203,51 @@ def test_what_loses_time_is_never_quantized(fused: GraphModule) -> None:
     assert "saves nothing" in next(group.reason for group in found.groups if group.name == "b")
 
 
+def test_what_is_fastest_as_a_whole_is_chosen_where_savings_mislead(fused: GraphModule) -> None:
+    def measure(graphs: Sequence[GraphModule]) -> list[float]:
+        # Each group saves on average, yet three are faster than four.
+        return [(10.0, 8.0, 7.0, 6.0, 6.5)[count(graph)] for graph in graphs]
+
+    found = search(fused, max_drop=1.0, costs="measured", measure=measure)
+
+    assert len(found.quantized) == 3
+    assert (found.float_latency_ms, found.chosen.latency_ms) == (10.0, 6.0)
+    assert found.everything is not None
+    assert found.everything.latency_ms == 6.5
+
+
+def test_of_equally_fast_choices_the_one_with_the_least_error_is_taken(fused: GraphModule) -> None:
+    def measure(graphs: Sequence[GraphModule]) -> list[float]:
+        return [10.0 - min(count(graph), 3) - 0.01 * count(graph) for graph in graphs]
+
+    found = search(fused, max_drop=1.0, costs="measured", measure=measure)
+
+    assert len(found.quantized) == 3
+    worst = max(found.groups, key=lambda group: group.error)
+    assert found.in_float == (worst.name,)
+
+
+def test_the_fastest_keeps_to_the_drop(fused: GraphModule) -> None:
+    def measure(graphs: Sequence[GraphModule]) -> list[float]:
+        return [10.0 - count(graph) for graph in graphs]
+
+    limit = search(fused, max_drop=1.0).drop / 50
+    found = search(fused, max_drop=limit, costs="measured", measure=measure)
+
+    assert found.drop <= limit
+    assert 0 < len(found.quantized) < 4
+
+
+def test_says_that_the_float_model_is_the_fastest(fused: GraphModule) -> None:
+    def measure(graphs: Sequence[GraphModule]) -> list[float]:
+        return [(10.0, 9.0, 11.0, 10.5, 10.1)[count(graph)] for graph in graphs[:4]] + [
+            10.1 for _ in graphs[4:]
+        ]
+
+    with pytest.raises(SearchError, match=r"faster than the float model: it takes 10 ms, the fas"):
+        search(fused, max_drop=1.0, costs="measured", measure=measure)
+
+
 def quantized_names(graph: GraphModule) -> tuple[str, ...]:
     return tuple(group.name for group in groups_of(graph).groups) if count(graph) else ()
 

@@ -1,8 +1,8 @@
 """Builds choices of precisions and checks them against a budget."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from torch import nn
@@ -68,15 +68,30 @@ class Checks:
         known = self.known(names)
         if known is not None:
             return known
-        count = f"{len(names)} of {len(self.groups)} groups quantized"
-        self.steps.progress(f"checking {count}")
-        graph = self.everything
-        if len(names) < len(self.groups):
-            graph = self.steps.build(self.config_of(names))
+        self.steps.progress(f"checking {len(names)} of {len(self.groups)} groups quantized")
+        graph = self._built(names)
         latency = None
         if self.budget.kind == "max_latency_ms":
             (latency,) = self.steps.measure([graph])
         return self.remember(names, graph, latency)
+
+    def timed(self, choices: Sequence[tuple[str, ...]], in_float: GraphModule) -> list[Trial]:
+        """Returns the trials of several choices with the latencies of all, measured in turns.
+
+        Args:
+            choices: Names of groups.
+            in_float: The float model, which is timed with them.
+        """
+        trials = [self.trial(names) for names in choices]
+        if any(trial.latency_ms is None for trial in trials):
+            self.steps.progress(f"timing {len(choices)} choices")
+            graphs = [self._built(names) for names in choices]
+            self.state.float_latency_ms, *latencies = self.steps.measure([in_float, *graphs])
+            for trial, latency in zip(trials, latencies, strict=True):
+                at = self.state.trials.index(trial)
+                self.state.trials[at] = replace(trial, latency_ms=latency)
+            self.state.save()
+        return [self.trial(names) for names in choices]
 
     def known(self, names: tuple[str, ...]) -> Trial | None:
         """Returns the trial of a choice if there was one that measured what the budget limits."""
@@ -101,6 +116,11 @@ class Checks:
         self.state.trials.append(trial)
         self.state.save()
         return trial
+
+    def _built(self, names: tuple[str, ...]) -> GraphModule:
+        if len(names) == len(self.groups):
+            return self.everything
+        return self.steps.build(self.config_of(names))
 
     def config_of(self, names: tuple[str, ...]) -> QuantConfig:
         """Returns the configuration that quantizes the groups with these names alone."""

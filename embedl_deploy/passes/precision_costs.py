@@ -100,20 +100,38 @@ def _predicted(nodes: Sequence[Node]) -> float | None:
 
 
 def measured_savings(
-    quantized: GraphModule,
+    ends: tuple[GraphModule, GraphModule],
     groups: Sequence[PrecisionGroup],
     signature: str,
-    build_without: Callable[[Sequence[PrecisionGroup]], GraphModule],
+    build: Callable[[Sequence[PrecisionGroup]], GraphModule],
     measure: Measure,
 ) -> float:
     """Returns the milliseconds that quantizing one group of a signature saves, by measurement.
 
-    Both graphs are timed in turns: everything quantized, and everything but the groups of this
-    signature. The difference is shared out equally among them.
+    What a group saves depends on its neighbours: with t(S) the time of a call with the groups S
+    quantized, G the groups of this signature and A all groups,
+
+        saving = (t(∅) - t(G) + t(A without G) - t(A)) / 2
+
+    shared out equally among G. Where groups change each other's savings in pairs only, this is
+    the Shapley value, and the savings of all signatures add up to t(∅) - t(A).
+
+    Args:
+        ends: Nothing and everything quantized.
+        groups: All groups.
+        signature: Of the groups to measure.
+        build: Quantizes the groups it is given and no other.
+        measure: Times the four graphs in turns.
+
+    Source: Shapley 1953, A value for n-person games, https://doi.org/10.1515/9781400881970-018
     """
+    in_float, everything = ends
     alike = [group for group in groups if group.signature == signature]
-    with_them, without = measure([quantized, build_without(alike)])
-    return (without - with_them) / len(alike)
+    others = [group for group in groups if group.signature != signature]
+    nothing, alone, without, all_of_them = measure(
+        [in_float, build(alike), build(others), everything]
+    )
+    return (nothing - alone + without - all_of_them) / 2 / len(alike)
 
 
 def _size(node: Node) -> int:

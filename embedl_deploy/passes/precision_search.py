@@ -29,6 +29,12 @@ from embedl_deploy.quantization.search_result import Budget, PrecisionSearchResu
 _CANDIDATES = 64
 """Choices on the frontier among which to search."""
 
+_FINALS = 8
+"""Choices timed against each other where savings are measured."""
+
+_EQUALLY_FAST = 1.01
+"""Times the fastest; medians on a quiet machine vary by as much."""
+
 
 @dataclass
 class PrecisionSearch:
@@ -132,15 +138,15 @@ class PrecisionSearch:
         groups = self.grouping.groups
         signatures = list(dict.fromkeys(group.signature for group in groups))
 
-        def build_without(left_out: Sequence[PrecisionGroup]) -> GraphModule:
-            names = tuple(group.name for group in groups if group not in left_out)
-            return self.steps.build(checks.config_of(names))
+        def build(quantized: Sequence[PrecisionGroup]) -> GraphModule:
+            return self.steps.build(checks.config_of(tuple(group.name for group in quantized)))
 
+        ends = (self.graph, self.everything)
         for position, signature in enumerate(signatures):
             if signature not in self.state.savings:
                 self.steps.progress(f"what is saved, {position + 1} of {len(signatures)}")
                 self.state.savings[signature] = measured_savings(
-                    self.everything, groups, signature, build_without, self.steps.measure
+                    ends, groups, signature, build, self.steps.measure
                 )
                 self.state.save()
         return [self.state.savings[group.signature] for group in groups]
@@ -157,7 +163,35 @@ class PrecisionSearch:
         position = first_passing(len(order), start, lambda at: checks.passes(names[at]))
         if position is None:
             raise SearchError(checks.best_reachable())
+        if self.budget.kind == "max_drop" and self.steps.costs == "measured":
+            return self._fastest(order[position:], trade, checks)
         return order[position], checks.trial(names[position])
+
+    def _fastest(self, order: Sequence[int], trade: Frontier, checks: Checks) -> tuple[int, Trial]:
+        """Returns the fastest of some positions, all timed in turns: savings do not quite add up.
+
+        Args:
+            order: Positions on the frontier, the first of which keeps to the budget.
+            trade: The frontier.
+            checks: What was tried.
+        """
+        finals = [order[at] for at in thinned([trade.savings[at] for at in order], _FINALS)]
+        trials = checks.timed([self._names(trade.choice(at)) for at in finals], self.graph)
+        kept = [
+            (at, trial)
+            for at, trial in zip(finals, trials, strict=True)
+            if checks.reached(trial) <= self.budget.limit
+        ]
+        fastest = min(_latency(trial) for _, trial in kept)
+        in_float = self.state.float_latency_ms
+        assert in_float is not None
+        if in_float < fastest:
+            raise SearchError(
+                f"no choice that keeps to {self.budget} is faster than the float model: it takes "
+                f"{in_float:.4g} ms, the fastest found {fastest:.4g} ms"
+            )
+        # Of equals the last has the least error.
+        return [found for found in kept if _latency(found[1]) <= _EQUALLY_FAST * fastest][-1]
 
     def _order(self, trade: Frontier) -> list[int]:
         """Returns positions on the frontier, what is wanted most first."""
@@ -192,6 +226,11 @@ class PrecisionSearch:
 
     def _names(self, positions: Sequence[int]) -> tuple[str, ...]:
         return tuple(self.grouping.groups[position].name for position in positions)
+
+
+def _latency(trial: Trial) -> float:
+    assert trial.latency_ms is not None
+    return trial.latency_ms
 
 
 def _bytes(graph: GraphModule) -> int:

@@ -19,7 +19,7 @@ from embedl_deploy.graph.text import graph_text
 from embedl_deploy.passes.precision_sensitivity import Sensitivities
 from embedl_deploy.quantization.search_result import Trial
 
-_FORMAT = 1
+_FORMAT = 2
 
 Fingerprint = dict[str, str]
 """By what it is of, so that a difference can be named."""

@@ -51,7 +51,7 @@ class Trial:
 
     metric: float
     latency_ms: float | None = None
-    """Measured where the budget is one of latency."""
+    """Measured where the budget is one of latency, or where savings are measured."""
 
 
 @dataclass(frozen=True)

@@ -77,18 +77,54 @@ def test_without_a_table_the_processor_is_modelled() -> None:
 
 def test_what_equal_groups_save_together_is_shared_out_equally(quantized: GraphModule) -> None:
     groups = groups_of(quantized).groups
-    without = GraphModule(nn.Module(), torch.fx.Graph())
-    left: list[str] = []
+    in_float, alone, without = (GraphModule(nn.Module(), torch.fx.Graph()) for _ in range(3))
+    built: list[list[str]] = []
 
-    def build(left_out: Sequence[PrecisionGroup]) -> GraphModule:
-        left.extend(group.name for group in left_out)
-        return without
+    def build(kept: Sequence[PrecisionGroup]) -> GraphModule:
+        built.append([group.name for group in kept])
+        return (alone, without)[len(built) - 1]
 
     def measure(graphs: Sequence[GraphModule]) -> list[float]:
-        assert list(graphs) == [quantized, without]
-        return [10.0, 13.0]
+        assert list(graphs) == [in_float, alone, without, quantized]
+        return [20.0, 19.0, 13.0, 10.0]
 
-    saving = measured_savings(quantized, groups, groups[0].signature, build, measure)
+    signature = groups[0].signature
+    saving = measured_savings((in_float, quantized), groups, signature, build, measure)
 
-    assert left == ["wide", "twin"]
-    assert saving == 1.5
+    # Together they save 1 ms as the first to be quantized, 3 ms as the last.
+    assert built == [["wide", "twin"], [name for name in names(groups) if name not in built[0]]]
+    assert saving == 1.0
+
+
+def names(groups: Sequence[PrecisionGroup]) -> list[str]:
+    return [group.name for group in groups]
+
+
+def test_savings_that_change_each_other_in_pairs_add_up(quantized: GraphModule) -> None:
+    groups = groups_of(quantized).groups
+    signatures = list(dict.fromkeys(group.signature for group in groups))
+    counts = {GraphModule(nn.Module(), torch.fx.Graph()): frozenset[str]()}
+    counts[quantized] = frozenset(signatures)
+    ends = tuple(counts)
+    assert len(ends) == 2
+
+    def build(kept: Sequence[PrecisionGroup]) -> GraphModule:
+        graph = GraphModule(nn.Module(), torch.fx.Graph())
+        counts[graph] = frozenset(group.signature for group in kept)
+        return graph
+
+    def latency(graph: GraphModule) -> float:
+        chosen = [at for at, signature in enumerate(signatures) if signature in counts[graph]]
+        return (
+            50.0
+            - sum(at + 1 for at in chosen)
+            + sum(b - a for a in chosen for b in chosen if a < b)
+        )
+
+    def measure(graphs: Sequence[GraphModule]) -> list[float]:
+        return list(map(latency, graphs))
+
+    total = sum(measured_savings(ends, groups, group.signature, build, measure) for group in groups)
+
+    assert len(signatures) > 1
+    assert total == pytest.approx(latency(ends[0]) - latency(ends[1]))
