@@ -60,7 +60,7 @@ BytesOption = Annotated[
 MeasuredOption = Annotated[
     bool,
     typer.Option(
-        "--measured", help="Build and time the model once per kind of layer to know what it saves."
+        "--measured", help="Build and time the model twice per kind of layer to know what it saves."
     ),
 ]
 StateOption = Annotated[
