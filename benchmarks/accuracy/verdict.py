@@ -28,14 +28,15 @@ def verdict(
     """Returns how ours compares, empty without ours or without a peer.
 
     Each peer is compared with that of ours which runs the least in int8, but no less than the peer:
-    a tool that leaves layers in float is more exact for that alone. The best peer is the one that
+    a tool that leaves layers in float is more exact for that alone. Of ours with equal shares the
+    better counts, as of a peer's settings. The best peer is the one that
     comes out best of these comparisons; a ``noise over best peer`` of at most 1 is as good as it.
     """
     own = [tool for tool in scores if tool in OWN]
     peers = [tool for tool in scores if tool not in OWN]
     if not own or not peers:
         return {}
-    against = {peer: _comparable(own, shares, peer) for peer in peers}
+    against = {peer: _comparable(own, scores, shares, peer) for peer in peers}
     ratios = {peer: scores[mine].noise / scores[peer].noise for peer, mine in against.items()}
     best = max(ratios, key=lambda peer: ratios[peer])
     worse: dict[str, JsonValue] = {
@@ -61,15 +62,20 @@ def verdict(
     return row
 
 
-def _comparable(own: list[str], shares: Mapping[str, float | None], peer: str) -> str:
+def _comparable(
+    own: list[str],
+    scores: Mapping[str, Score],
+    shares: Mapping[str, float | None],
+    peer: str,
+) -> str:
     """Returns which of ours runs the least in int8 and no less than a peer; else the first."""
     wanted = shares[peer]
     enough = [
-        (share, tool)
+        (round(share, 9), scores[tool].noise, tool)
         for tool in own
         if wanted is not None and (share := shares[tool]) is not None and share >= wanted - 1e-9
     ]
-    return min(enough)[1] if enough else own[0]
+    return min(enough)[2] if enough else own[0]
 
 
 def mean_ratio(rows: Mapping[str, Row]) -> float | None:

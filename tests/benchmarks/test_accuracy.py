@@ -13,7 +13,7 @@ from benchmarks.accuracy.digits_nets import NETS
 from benchmarks.accuracy.judge import is_significantly_worse, score
 from benchmarks.accuracy.run import finished, read_rows
 from benchmarks.accuracy.shares import all_macs, integer_linears, openvino_share, torch_share
-from benchmarks.accuracy.tools import OURS, OURS_AS_TORCHAO
+from benchmarks.accuracy.tools import OURS, OURS_AS_TORCHAO, OURS_GPTQ
 from benchmarks.accuracy.verdict import RATIO, Row, bars, mean_ratio, verdict
 from embedl_deploy.quantize import ModulesToSkip, QuantConfig, convert, quantize
 
@@ -94,6 +94,19 @@ def test_a_peer_that_takes_fewer_layers_is_compared_with_ours_on_as_few() -> Non
     assert (found["best peer"], found[RATIO]) == ("all layers", pytest.approx(0.8))
     assert found["significantly worse"] == {"noise": False}
     assert found["int8 share at or above the peers'"] is True
+
+
+def test_of_ours_on_the_same_layers_the_better_counts() -> None:
+    scores = {
+        OURS: score(REFERENCE + 0.2 * NOISE, REFERENCE),
+        OURS_GPTQ: score(REFERENCE + 0.1 * NOISE, REFERENCE),
+        "peer": score(REFERENCE + 0.2 * NOISE, REFERENCE),
+    }
+
+    found = verdict(scores, dict.fromkeys(scores, 0.9), ["noise"])
+
+    assert found["compared with"] == {"peer": OURS_GPTQ}
+    assert found[RATIO] == pytest.approx(0.5)
 
 
 def test_what_a_tool_runs_as_one_operation_counts_in_the_total() -> None:
