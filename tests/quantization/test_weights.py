@@ -92,13 +92,18 @@ def test_every_precision_rounds_with_the_error_of_its_bits(precision: Precision)
     assert 0 < relative < allowed[precision.value]
 
 
-def test_searching_the_range_lowers_the_squared_error_in_int4() -> None:
+@pytest.mark.parametrize(
+    ("precision", "columns", "most"), [(Precision.INT4, 64, 0.85), (Precision.INT8, 9, 0.9)]
+)
+def test_searching_the_range_lowers_the_squared_error(
+    precision: Precision, columns: int, most: float
+) -> None:
     torch.manual_seed(0)
-    weight = torch.distributions.Laplace(0.0, 1.0).sample(torch.Size([8, 64]))
+    weight = torch.distributions.Laplace(0.0, 1.0).sample(torch.Size([8, columns]))
     errors = [
         functional.mse_loss(
             WeightFakeQuantize(
-                TensorQuantConfig(Precision.INT4, per_channel=True, calibration_method=method),
+                TensorQuantConfig(precision, per_channel=True, calibration_method=method),
                 weight.shape,
             )(weight),
             weight,
@@ -106,7 +111,7 @@ def test_searching_the_range_lowers_the_squared_error_in_int4() -> None:
         for method in (CalibrationMethod.MSE, CalibrationMethod.MINMAX)
     ]
 
-    assert errors[0] < 0.85 * errors[1]
+    assert errors[0] < most * errors[1]
 
 
 def test_refuses_to_freeze_a_weight_that_is_not_finite() -> None:
