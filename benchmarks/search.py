@@ -6,7 +6,8 @@ Each net is quantized as a whole and as the search says, both are lowered by the
 timed in rotating blocks of 20 calls. What quantizing a group saves is measured first, kind of group
 by kind of group (with --quick it is what ``ProcessorModel`` says). Errors are those of the
 lowered models on inputs that neither calibration nor the search has seen. Prints one table per
-net, writes one JSON file and one picture per net beside it.
+net, writes one JSON file and one picture per net beside it; nets that are not run stay in the file
+as they are, each with its commit.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from rich.console import Console
@@ -51,7 +53,7 @@ from embedl_deploy.quantize import (
 from embedl_deploy.report.search_picture import frontier_svg
 from embedl_deploy.report.search_tables import groups_table
 from embedl_deploy.report.tables import facts_table, timings_table
-from embedl_deploy.tuning.machine import JsonValue, machine_info
+from embedl_deploy.tuning.machine import JsonValue, commit, machine_info
 from embedl_deploy.tuning.measure import measure_in_rotation, timed
 
 RESULTS = Path(__file__).parent / "results"
@@ -83,7 +85,7 @@ def main() -> None:
     quiet_libraries()
     screen = Screen(as_json=False)
     builders = {"depthwise digits net": depthwise, "MiniLM": minilm}
-    rows: dict[str, JsonValue] = {}
+    rows = _known_rows(arguments.output)
     for name, build in builders.items():
         if arguments.only.lower() in name.lower():
             with screen.step(f"{name}: loading"):
@@ -135,6 +137,7 @@ def run_net(net: Net, arguments: argparse.Namespace, screen: Screen) -> dict[str
     noise = _noises(net, fused, built)
     ratio = timings[EVERYTHING].median_ms / timings[FOUND].median_ms
     row: dict[str, JsonValue] = {
+        "commit": commit(),
         **_search_json(net, found),
         "latency": {name: timing.as_json() for name, timing in timings.items()},
         "times faster than everything in int8": ratio,
@@ -190,7 +193,7 @@ def depthwise(*, quick: bool) -> Net:
 
 def minilm(*, quick: bool) -> Net:
     """All-MiniLM-L6-v2, judged by the cosine between its embeddings and fp32's."""
-    counts = (8, 8, 16) if quick else (96, 200, 500)
+    counts = (8, 8, 16) if quick else (48, 100, 500)
     texts = standard_library_docstrings(sum(counts))
     rows = [
         (ids[:, :TOKENS].contiguous(), mask[:, :TOKENS].contiguous())
@@ -215,6 +218,13 @@ def minilm(*, quick: bool) -> Net:
         engines=[InductorEngineConfig(autocast_enabled=True, autocast_dtype=torch.bfloat16)],
         tolerance=BF16_TOLERANCE,
     )
+
+
+def _known_rows(path: Path) -> dict[str, JsonValue]:
+    if not path.exists():
+        return {}
+    document = cast("dict[str, dict[str, JsonValue]]", json.loads(path.read_text()))
+    return dict(document["nets"])
 
 
 def _quantized(fused: GraphModule, net: Net, config: QuantConfig) -> GraphModule:
