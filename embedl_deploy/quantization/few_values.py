@@ -31,11 +31,13 @@ class FewValues:
 
     def add(self, values: Tensor) -> None:
         """Counts the values of a tensor; costs nothing once there were too many."""
+        if not self.are_few:
+            return
         flat = values.flatten()
         # A small part settles nearly every tensor.
-        for part in (flat[: 2 * _MOST], flat[2 * _MOST :]):
-            if self.are_few:
-                self._count(*_unique(part))
+        self._count(*_unique(flat[: 2 * _MOST]))
+        if self.are_few:
+            self._count(*_unique(flat[2 * _MOST :]))
 
     def merge(self, state: dict[str, Tensor]) -> None:
         """Adds what another one saw; exact, in either order."""
