@@ -75,23 +75,25 @@ class Checks:
             (latency,) = self.steps.measure([graph])
         return self.remember(names, graph, latency)
 
-    def timed(self, choices: Sequence[tuple[str, ...]], in_float: GraphModule) -> list[Trial]:
+    def timed(
+        self, choices: Sequence[tuple[str, ...]], in_float: GraphModule
+    ) -> dict[tuple[str, ...], Trial]:
         """Returns the trials of several choices with the latencies of all, measured in turns.
 
         Args:
             choices: Names of groups.
             in_float: The float model, which is timed with them.
         """
-        trials = [self.trial(names) for names in choices]
-        if any(trial.latency_ms is None for trial in trials):
-            self.steps.progress(f"timing {len(choices)} choices")
-            graphs = [self._built(names) for names in choices]
+        trials = {names: self.trial(names) for names in choices}
+        if any(trial.latency_ms is None for trial in trials.values()):
+            self.steps.progress(f"timing {len(trials)} choices")
+            graphs = [self._built(names) for names in trials]
             self.state.float_latency_ms, *latencies = self.steps.measure([in_float, *graphs])
-            for trial, latency in zip(trials, latencies, strict=True):
+            for trial, latency in zip(trials.values(), latencies, strict=True):
                 at = self.state.trials.index(trial)
                 self.state.trials[at] = replace(trial, latency_ms=latency)
             self.state.save()
-        return [self.trial(names) for names in choices]
+        return {names: self.trial(names) for names in trials}
 
     def known(self, names: tuple[str, ...]) -> Trial | None:
         """Returns the trial of a choice if there was one that measured what the budget limits."""

@@ -99,22 +99,43 @@ def _predicted(nodes: Sequence[Node]) -> float | None:
     return sum(one.bf16_ms - one.int8_ms for one in known)
 
 
+@dataclass(frozen=True)
+class Savings:
+    """What quantizing each group saves, in milliseconds, by where it is measured."""
+
+    first: tuple[float, ...]
+    """With all other groups in float."""
+
+    last: tuple[float, ...]
+    """With all other groups quantized."""
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Returns the means of both, which add up to what everything saves.
+
+        Where groups change each other's savings in pairs only they are the Shapley values.
+
+        Source: Shapley 1953, A value for n-person games,
+            https://doi.org/10.1515/9781400881970-018
+        """
+        return tuple((a + b) / 2 for a, b in zip(self.first, self.last, strict=True))
+
+
 def measured_savings(
     ends: tuple[GraphModule, GraphModule],
     groups: Sequence[PrecisionGroup],
     signature: str,
     build: Callable[[Sequence[PrecisionGroup]], GraphModule],
     measure: Measure,
-) -> float:
-    """Returns the milliseconds that quantizing one group of a signature saves, by measurement.
+) -> tuple[float, float]:
+    """Returns the milliseconds that quantizing one group of a signature saves, first and last.
 
-    What a group saves depends on its neighbours: with t(S) the time of a call with the groups S
+    What a group saves depends on its neighbours. With t(S) the time of a call with the groups S
     quantized, G the groups of this signature and A all groups,
 
-        saving = (t(∅) - t(G) + t(A without G) - t(A)) / 2
+        first = t(∅) - t(G),    last = t(A without G) - t(A)
 
-    shared out equally among G. Where groups change each other's savings in pairs only, this is
-    the Shapley value, and the savings of all signatures add up to t(∅) - t(A).
+    shared out equally among G.
 
     Args:
         ends: Nothing and everything quantized.
@@ -122,8 +143,6 @@ def measured_savings(
         signature: Of the groups to measure.
         build: Quantizes the groups it is given and no other.
         measure: Times the four graphs in turns.
-
-    Source: Shapley 1953, A value for n-person games, https://doi.org/10.1515/9781400881970-018
     """
     in_float, everything = ends
     alike = [group for group in groups if group.signature == signature]
@@ -131,7 +150,7 @@ def measured_savings(
     nothing, alone, without, all_of_them = measure(
         [in_float, build(alike), build(others), everything]
     )
-    return (nothing - alone + without - all_of_them) / 2 / len(alike)
+    return (nothing - alone) / len(alike), (without - all_of_them) / len(alike)
 
 
 def _size(node: Node) -> int:

@@ -25,6 +25,9 @@ class Outcome:
 
     budget: Budget
     grouping: Grouping
+    savings: Sequence[float]
+    """Of each group, in the unit of the budget."""
+
     trade: Frontier
     position: int
     """Of the choice on the frontier."""
@@ -33,14 +36,11 @@ class Outcome:
     state: SearchState
 
 
-def result_of(
-    outcome: Outcome, savings: Sequence[float], config: QuantConfig, float_bytes: int
-) -> PrecisionSearchResult:
+def result_of(outcome: Outcome, config: QuantConfig, float_bytes: int) -> PrecisionSearchResult:
     """Returns the result that the user gets.
 
     Args:
         outcome: Where the search ended.
-        savings: Of each group.
         config: What was chosen.
         float_bytes: Of the parameters of the float model.
     """
@@ -56,7 +56,7 @@ def result_of(
         budget=outcome.budget,
         groups=tuple(
             _choice(outcome, group, error, saving)
-            for group, error, saving in zip(groups, errors, savings, strict=True)
+            for group, error, saving in zip(groups, errors, outcome.savings, strict=True)
         ),
         fixed=outcome.grouping.fixed,
         frontier=_points(outcome),

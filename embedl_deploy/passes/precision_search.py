@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch.fx import GraphModule
@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from embedl_deploy.errors import SearchError
 from embedl_deploy.passes.calibration import ForwardLoop
 from embedl_deploy.passes.precision_check import Checks, SearchSteps, metric_of
-from embedl_deploy.passes.precision_costs import measured_savings
+from embedl_deploy.passes.precision_costs import Savings, measured_savings
 from embedl_deploy.passes.precision_groups import Grouping, PrecisionGroup, groups_of
 from embedl_deploy.passes.precision_report import Outcome, result_of
 from embedl_deploy.passes.precision_sensitivity import (
@@ -24,13 +24,13 @@ from embedl_deploy.passes.quantization_quality import stored_bytes
 from embedl_deploy.quantization.config import QuantConfig
 from embedl_deploy.quantization.config_file import config_as_json
 from embedl_deploy.quantization.knapsack import Frontier, frontier
-from embedl_deploy.quantization.search_result import Budget, PrecisionSearchResult, Trial
+from embedl_deploy.quantization.search_result import Budget, PrecisionSearchResult
 
 _CANDIDATES = 64
 """Choices on the frontier among which to search."""
 
-_FINALS = 8
-"""Choices timed against each other where savings are measured."""
+_FINALS = 3
+"""Choices of each frontier timed against each other where savings are measured."""
 
 _EQUALLY_FAST = 1.01
 """Times the fastest; medians on a quiet machine vary by as much."""
@@ -52,6 +52,8 @@ class PrecisionSearch:
     everything: GraphModule = field(init=False)
     grouping: Grouping = field(init=False)
     state: SearchState = field(init=False)
+    errors: list[float] = field(init=False)
+    """Of each group, relative to the output."""
 
     def run(self) -> PrecisionSearchResult:
         """Returns the precisions that keep to the budget.
@@ -71,11 +73,18 @@ class PrecisionSearch:
         checks = Checks(self.config, self.budget, groups, self.everything, self.steps, self.state)
         self._measure_float(checks)
         found = self._sensitivities()
-        savings = self._savings(checks)
-        trade = frontier(savings, [error / found.signal for error in found.errors])
-        chosen, trial = self._chosen(trade, savings, checks)
-        outcome = Outcome(self.budget, self.grouping, trade, chosen, trial, self.state)
-        return result_of(outcome, savings, checks.config_of(trial.quantized), _bytes(self.graph))
+        self.errors = [error / found.signal for error in found.errors]
+        outcome = self._outcome(checks)
+        config = checks.config_of(outcome.trial.quantized)
+        return result_of(outcome, config, _bytes(self.graph))
+
+    def _outcome(self, checks: Checks) -> Outcome:
+        if self.budget.kind == "max_bytes" or self.steps.costs != "measured":
+            return self._chosen(self._savings(), checks)
+        savings = self._measured_savings(checks)
+        if self.budget.kind == "max_latency_ms":
+            return self._chosen(savings.mean, checks)
+        return self._fastest(savings, checks)
 
     def _loaded_state(self) -> SearchState:
         if self.state_path is None:  # then nothing is compared, and the data need not be read
@@ -120,12 +129,11 @@ class PrecisionSearch:
             raise SearchError("the float model's output is 0 on all data: no error is relative")
         return known
 
-    def _savings(self, checks: Checks) -> list[float]:
+    def _savings(self) -> Sequence[float]:
         groups = self.grouping.groups
         if self.budget.kind == "max_bytes":
             return [float(group.saved_bytes) for group in groups]
-        if self.steps.costs == "measured":
-            return self._measured_savings(checks)
+        assert self.steps.costs != "measured"
         savings = list(map(float, self.steps.costs(self.everything, groups)))
         if len(savings) != len(groups) or not all(map(math.isfinite, savings)):
             raise SearchError(
@@ -134,7 +142,7 @@ class PrecisionSearch:
             )
         return savings
 
-    def _measured_savings(self, checks: Checks) -> list[float]:
+    def _measured_savings(self, checks: Checks) -> Savings:
         groups = self.grouping.groups
         signatures = list(dict.fromkeys(group.signature for group in groups))
 
@@ -149,12 +157,12 @@ class PrecisionSearch:
                     ends, groups, signature, build, self.steps.measure
                 )
                 self.state.save()
-        return [self.state.savings[group.signature] for group in groups]
+        first, last = zip(*(self.state.savings[group.signature] for group in groups), strict=True)
+        return Savings(first, last)
 
-    def _chosen(
-        self, trade: Frontier, savings: Sequence[float], checks: Checks
-    ) -> tuple[int, Trial]:
-        """Returns the position on the frontier that keeps to the budget, and its trial."""
+    def _chosen(self, savings: Sequence[float], checks: Checks) -> Outcome:
+        """Returns where walking along the frontier ends."""
+        trade = frontier(savings, self.errors)
         order = self._order(trade)
         needed = self._needed_saving(savings, checks)
         start = next((at for at, found in enumerate(order) if trade.savings[found] >= needed), -1)
@@ -163,26 +171,31 @@ class PrecisionSearch:
         position = first_passing(len(order), start, lambda at: checks.passes(names[at]))
         if position is None:
             raise SearchError(checks.best_reachable())
-        if self.budget.kind == "max_drop" and self.steps.costs == "measured":
-            return self._fastest(order[position:], trade, checks)
-        return order[position], checks.trial(names[position])
+        trial = checks.trial(names[position])
+        return Outcome(
+            self.budget, self.grouping, savings, trade, order[position], trial, self.state
+        )
 
-    def _fastest(self, order: Sequence[int], trade: Frontier, checks: Checks) -> tuple[int, Trial]:
-        """Returns the fastest of some positions, all timed in turns: savings do not quite add up.
+    def _fastest(self, savings: Savings, checks: Checks) -> Outcome:
+        """Returns what is fastest as a whole, for what is saved does not quite add up.
 
-        Args:
-            order: Positions on the frontier, the first of which keeps to the budget.
-            trade: The frontier.
-            checks: What was tried.
+        Savings as the last group quantized hold where nearly everything is, savings as the first
+        where nearly nothing is: some choices of each frontier are timed in turns.
         """
-        finals = [order[at] for at in thinned([trade.savings[at] for at in order], _FINALS)]
-        trials = checks.timed([self._names(trade.choice(at)) for at in finals], self.graph)
+        finals: list[Outcome] = []
+        for wanted in (savings.last, savings.mean, savings.first):
+            if max(wanted) > 0.0:
+                finals += self._next_to(self._chosen(wanted, checks))
+        if not finals:
+            raise SearchError(_nothing_saved(len(self.errors)))
+        names = [self._names(final.trade.choice(final.position)) for final in finals]
+        trials = checks.timed(names, self.graph)
         kept = [
-            (at, trial)
-            for at, trial in zip(finals, trials, strict=True)
-            if checks.reached(trial) <= self.budget.limit
+            replace(final, trial=trials[chosen])
+            for final, chosen in zip(finals, names, strict=True)
+            if checks.reached(trials[chosen]) <= self.budget.limit
         ]
-        fastest = min(_latency(trial) for _, trial in kept)
+        fastest = min(_latency(final) for final in kept)
         in_float = self.state.float_latency_ms
         assert in_float is not None
         if in_float < fastest:
@@ -190,8 +203,16 @@ class PrecisionSearch:
                 f"no choice that keeps to {self.budget} is faster than the float model: it takes "
                 f"{in_float:.4g} ms, the fastest found {fastest:.4g} ms"
             )
-        # Of equals the last has the least error.
-        return [found for found in kept if _latency(found[1]) <= _EQUALLY_FAST * fastest][-1]
+        equals = [final for final in kept if _latency(final) <= _EQUALLY_FAST * fastest]
+        return min(equals, key=lambda final: final.trade.errors[final.position])
+
+    def _next_to(self, outcome: Outcome) -> list[Outcome]:
+        """Returns a choice, and some that save less for less error, down to half of it."""
+        savings = outcome.trade.savings
+        least = savings[outcome.position] / 2
+        order = [at for at in range(outcome.position, len(savings)) if savings[at] >= least]
+        finals = [order[at] for at in thinned([savings[at] for at in order], _FINALS)]
+        return [replace(outcome, position=at) for at in finals]
 
     def _order(self, trade: Frontier) -> list[int]:
         """Returns positions on the frontier, what is wanted most first."""
@@ -199,10 +220,7 @@ class PrecisionSearch:
             return thinned(trade.savings, _CANDIDATES)[::-1]
         order = [at for at in range(len(trade)) if trade.taken[at].any()]
         if not order:
-            raise SearchError(
-                f"quantizing none of the {len(self.grouping.groups)} groups is predicted to save "
-                "anything: the float model is the fastest"
-            )
+            raise SearchError(_nothing_saved(len(self.errors)))
         # Errors span orders of magnitude, and so do the drops that users allow.
         least = 1e-12 * max(trade.errors) or 1.0
         sizes = [math.log(max(trade.errors[at], least)) for at in order]
@@ -228,9 +246,16 @@ class PrecisionSearch:
         return tuple(self.grouping.groups[position].name for position in positions)
 
 
-def _latency(trial: Trial) -> float:
-    assert trial.latency_ms is not None
-    return trial.latency_ms
+def _latency(outcome: Outcome) -> float:
+    assert outcome.trial.latency_ms is not None
+    return outcome.trial.latency_ms
+
+
+def _nothing_saved(groups: int) -> str:
+    return (
+        f"quantizing none of the {groups} groups is predicted to save anything: the float model "
+        "is the fastest"
+    )
 
 
 def _bytes(graph: GraphModule) -> int:

@@ -33,8 +33,8 @@ class SearchState:
     float_metric: float | None = None
     float_latency_ms: float | None = None
     sensitivities: Sensitivities | None = None
-    savings: dict[str, float] = field(default_factory=dict[str, float])
-    """Measured, in milliseconds per group, by signature."""
+    savings: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+    """Measured, in milliseconds per group, as the first and as the last, by signature."""
 
     trials: list[Trial] = field(default_factory=list[Trial])
     path: Path | None = None
@@ -116,6 +116,7 @@ def _state_from(document: dict[str, object], path: Path) -> SearchState:
     trials = cast("list[dict[str, object]]", document.pop("trials"))
     known = cast("Callable[..., SearchState]", SearchState)(**document)
     known.path = path
+    known.savings = {signature: (first, last) for signature, (first, last) in known.savings.items()}
     if seen is not None:
         known.sensitivities = cast("Callable[..., Sensitivities]", Sensitivities)(**seen)
     for trial in trials:
