@@ -71,7 +71,7 @@ def search_precision(
         kwargs: Example keyword inputs.
         config: What quantizing a group means; what it skips stays in float.
         costs: What quantizing each group saves: a function; ``"measured"``, for which the model
-            is built and timed twice per kind of group, and at the end up to eight choices are;
+            is built and timed twice per kind of group, and at the end up to twelve choices are;
             None for what the backend's table of costs predicts of int8 over bfloat16.
         measure: Times graphs; ``LoweredLatency`` on the example inputs if None.
         sensitivity: ``"output"`` runs the model once per group and batch; ``"gradient"``

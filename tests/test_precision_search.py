@@ -216,6 +216,18 @@ def test_what_is_fastest_as_a_whole_is_chosen_where_savings_mislead(fused: Graph
     assert found.everything.latency_ms == 6.5
 
 
+def test_what_pays_only_next_to_its_like_is_quantized(fused: GraphModule) -> None:
+    def measure(graphs: Sequence[GraphModule]) -> list[float]:
+        # Each alone loses 3 ms, the last one gains 5: in the mean and as the first they differ.
+        return [(10.0, 13.0, 14.0, 13.0, 8.0)[count(graph)] for graph in graphs]
+
+    found = search(fused, max_drop=1.0, costs="measured", measure=measure)
+
+    assert len(found.quantized) == 4
+    assert found.chosen.latency_ms == 8.0
+    assert all("it saves" in group.reason for group in found.groups)
+
+
 def test_of_equally_fast_choices_the_one_with_the_least_error_is_taken(fused: GraphModule) -> None:
     def measure(graphs: Sequence[GraphModule]) -> list[float]:
         return [10.0 - min(count(graph), 3) - 0.01 * count(graph) for graph in graphs]
