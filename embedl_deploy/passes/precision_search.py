@@ -198,7 +198,7 @@ class PrecisionSearch:
         fastest = min(_latency(final) for final in kept)
         in_float = self.state.float_latency_ms
         assert in_float is not None
-        if in_float < fastest:
+        if _EQUALLY_FAST * in_float < fastest:
             raise SearchError(
                 f"no choice that keeps to {self.budget} is faster than the float model: it takes "
                 f"{in_float:.4g} ms, the fastest found {fastest:.4g} ms"
