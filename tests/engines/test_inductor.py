@@ -227,6 +227,7 @@ def test_modes_that_record_cuda_graphs_are_known() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_recorded_calls_keep_their_outputs_on_cuda() -> None:
     module, x = feedforward().cuda(), torch.randn(4, 16, device="cuda")
     with pytest.raises(BuildError, match="a package holds no CUDA graphs"):
